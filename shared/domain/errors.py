@@ -1,0 +1,73 @@
+"""What can go wrong, sorted by what is safe to do next.
+
+DarkroomError
+├── Outage               something we need is away; the deliveries are held and the same call is made again
+│   ├── DatabaseAway         a commit may have worked: re-read before deciding anything
+│   ├── BrokerAway           unconfirmed messages may have arrived: publish them again
+│   └── StorageAway          the pictures are not kept yet: the row stays and comes due again
+├── ProviderBusy         provably nothing was created: give the row back, charge nothing
+├── ProviderRejected     provably nothing was created and no retry will help: fail the row with `reason`
+├── OutcomeUnknown       a job may exist: ask for `job_key` before anything else is sent
+├── ProviderAway         a question went unanswered: nothing was learned, ask again later
+├── InputUnavailable     an input picture can never be had: fail the row
+└── InputLater           an input picture cannot be had now: give the row back
+"""
+
+from shared.domain.task import Reason
+
+
+class DarkroomError(Exception):
+    """Root of everything this project raises on purpose."""
+
+
+class Outage(DarkroomError):
+    """Something every handler needs is away. Hold what is in hand, wait, call again."""
+
+
+class DatabaseAway(Outage):
+    """PostgreSQL did not answer. A commit in flight has an unknown outcome: re-read the rows."""
+
+
+class BrokerAway(Outage):
+    """RabbitMQ did not confirm. Unconfirmed messages may have arrived."""
+
+
+class StorageAway(Outage):
+    """The artifact store refused or did not answer; nothing may be called stored."""
+
+
+class ProviderBusy(DarkroomError):
+    """Nothing was created at the provider. The row waits for its turn again and is not charged.
+
+    retry_after_seconds -- how long the provider asked everybody to stay away; None when it did not say
+    is_down             -- the server could not be reached at all, so it should get no more work
+    """
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None, is_down: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+        self.is_down = is_down
+
+
+class ProviderRejected(DarkroomError):
+    """The provider refused this order for good; it created nothing, or what it created was cancelled."""
+
+    def __init__(self, message: str, *, reason: Reason = Reason.REJECTED) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class OutcomeUnknown(DarkroomError):
+    """The request left and no usable answer came. A job may exist; only `find` can tell."""
+
+
+class ProviderAway(DarkroomError):
+    """A read or a cancel got no usable answer. Nothing was learned and nothing is lost by asking again."""
+
+
+class InputUnavailable(DarkroomError):
+    """An input picture is missing, forbidden, too large or no picture. No retry will help."""
+
+
+class InputLater(DarkroomError):
+    """An input picture could not be fetched this time (time-out, 5xx). Nothing was sent to the provider."""

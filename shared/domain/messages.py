@@ -1,0 +1,287 @@
+"""Everything that crosses the broker, as pydantic models, and the envelope that carries it.
+
+Bodies are JSON. `type` names model and version (`order.placed.v1`); an unknown type is a dead letter, never a guess.
+"""
+
+import json
+import math
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from shared.domain.task import Priority, Reason, Stage, Status, Task, fingerprint_of, task_id_for
+
+#: Largest order anybody may send, in bytes of its JSON. Pictures travel as references.
+MAX_ORDER_BYTES: Final = 64 * 1024
+#: Characters kept of any error text that travels in a message.
+MAX_DETAIL_CHARS: Final = 2000
+
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Key = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+ORDER_PLACED: Final = "order.placed.v1"
+TASK_SUBMIT: Final = "task.submit.v1"
+TASK_CHECK: Final = "task.check.v1"
+DEAD_LETTER: Final = "dead.letter.v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message to publish. Persistent and confirmed always; `mandatory` unless nobody need be listening."""
+
+    exchange: str = ""
+    routing_key: str
+    type: str
+    body: bytes
+    message_id: str
+    correlation_id: str | None = None
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    mandatory: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One message as it arrived."""
+
+    queue: str
+    body: bytes
+    type: str | None
+    message_id: str | None
+    correlation_id: str | None
+    headers: Mapping[str, Any]
+    redelivered: bool
+
+
+class Order(BaseModel):
+    """What an upstream system asks for. Unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    idempotency_key: Key = Field(description="one per order; the same key never makes a second picture")
+    order_id: Key | None = Field(None, description="at most one unfinished task per order_id; optional")
+    pool: Name = Field(description="which backends may serve it: comfyui, or the name of an API provider")
+    workflow: Name | None = Field(None, description="name of a workflow template; ComfyUI needs one")
+    inputs: dict[str, Any] = Field(default_factory=dict, description="values for the workflow's inputs")
+    priority: Priority = Priority.NORMAL
+    deadline_seconds: float | None = Field(None, gt=0, le=30 * 86400, description="bounds the order; default 24 h")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="yours; comes back with every event")
+
+    @field_validator("inputs", "metadata")
+    @classmethod
+    def _must_be_storable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for problem in _unstorable(value):
+            raise ValueError(problem)
+        return value
+
+    @field_validator("idempotency_key", "order_id")
+    @classmethod
+    def _must_be_text(cls, value: str | None) -> str | None:
+        for problem in _unstorable(value):
+            raise ValueError(problem)
+        return value
+
+    @property
+    def task_id(self) -> uuid.UUID:
+        return task_id_for(self.idempotency_key)
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint_of(self.model_dump(mode="json"))
+
+
+def _unstorable(value: Any, depth: int = 0) -> Iterator[str]:
+    """What PostgreSQL's jsonb cannot hold, or no reader should have to: NUL, lone surrogates, NaN, deep nesting."""
+    if depth > 16:
+        yield "nested deeper than 16 levels"
+    elif isinstance(value, str):
+        if "\x00" in value or any(0xD800 <= ord(sign) <= 0xDFFF for sign in value):
+            yield "text holds a NUL or half a character"
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            yield "numbers must be finite"
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _unstorable(key, depth + 1)
+            yield from _unstorable(item, depth + 1)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _unstorable(item, depth + 1)
+
+
+class SubmitTask(BaseModel):
+    """A permit to start one row of `pool`; which one, the table decides."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    pool: Name
+
+
+class TaskRef(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    task_id: uuid.UUID
+    attempt: int = Field(ge=0)
+
+
+class CheckTasks(BaseModel):
+    """Look at these rows now. A row that has moved on to another attempt is left to its own next look.
+
+    via -- push: an event of the backend made somebody look; poll: their time had come
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    pool: str
+    backend: str | None = None
+    via: Literal["poll", "push"] = "poll"
+    tasks: list[TaskRef] = Field(min_length=1, max_length=500)
+
+
+class Artifact(BaseModel):
+    """One stored picture. `key` is its path in the artifact store."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    index: int = Field(ge=0)
+    key: str
+    sha256: str
+    bytes: int
+    media_type: Literal["image/png", "image/jpeg"]
+    width: int
+    height: int
+
+
+class OrderEvent(BaseModel):
+    """What became of an order, on exchange `events` under `order.<event>`. At least once; `event_id` is stable."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    event_id: uuid.UUID
+    event: Literal["processing", "completed", "failed", "cancelled", "duplicate"]
+    at: datetime
+    task_id: uuid.UUID
+    idempotency_key: str
+    order_id: str | None
+    pool: str
+    status: Status
+    version: int
+    attempt: int
+    reason: str | None = None
+    detail: str | None = None
+    artifacts: list[Artifact] = Field(default_factory=list)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+def order_placed(order: Order, *, traceparent: str | None = None) -> Message:
+    """The message that asks for `order`. Publishing it twice asks once."""
+    return Message(
+        exchange="orders",
+        routing_key="order.placed",
+        type=ORDER_PLACED,
+        body=order.model_dump_json(exclude_defaults=True).encode(),
+        message_id=str(uuid.uuid4()),
+        correlation_id=order.idempotency_key[:200],
+        headers={"traceparent": traceparent} if traceparent else {},
+    )
+
+
+def permit(pool: str) -> Message:
+    """task.submit.v1 on submit.<pool>."""
+    return Message(
+        routing_key=f"submit.{pool}",
+        type=TASK_SUBMIT,
+        body=SubmitTask(pool=pool).model_dump_json().encode(),
+        message_id=str(uuid.uuid4()),
+    )
+
+
+def check(queue_pool: str, message: CheckTasks) -> Message:
+    """task.check.v1 on check.<queue_pool>; rows of a pool nobody serves any more go to one that is served."""
+    return Message(
+        routing_key=f"check.{queue_pool}",
+        type=TASK_CHECK,
+        body=message.model_dump_json().encode(),
+        message_id=str(uuid.uuid4()),
+    )
+
+
+def event(
+    task: Task,
+    kind: Literal["processing", "completed", "failed", "cancelled", "duplicate"],
+    artifacts: list[Artifact] | None = None,
+    *,
+    duplicate_key: str | None = None,
+) -> Message:
+    """order.<kind> about `task`. The same row state gives the same event_id, so a repeat can be recognised.
+
+    duplicate_key -- for `duplicate`: the key that made no task of its own; the event carries it.
+    """
+    event_id = uuid.uuid5(task.id, f"event:{kind}:{duplicate_key or task.version}")
+    body = OrderEvent(
+        event_id=event_id,
+        event=kind,
+        at=task.changed_at,
+        task_id=task.id,
+        idempotency_key=duplicate_key or task.idempotency_key,
+        order_id=task.order_id,
+        pool=task.pool,
+        status=task.status,
+        version=task.version,
+        attempt=task.attempt,
+        reason=task.reason,
+        detail=task.detail[:MAX_DETAIL_CHARS] if task.detail else None,
+        artifacts=artifacts or [],
+        metadata=dict((task.body or {}).get("metadata", {})),
+    )
+    return Message(
+        exchange="events",
+        routing_key=f"order.{kind}",
+        type=f"order.{kind}.v1",
+        body=body.model_dump_json().encode(),
+        message_id=str(event_id),
+        correlation_id=task.idempotency_key[:200],
+        headers={"traceparent": traceparent_of(task.trace_id)},
+        mandatory=False,
+    )
+
+
+def dead_letter(task: Task) -> Message:
+    """The letter of a failed row, for the collector. The same (task, attempt, stage) is recorded once."""
+    stage = Stage(task.stage or Stage.CHECK)
+    return Message(
+        routing_key=f"{stage}.dead",
+        type=DEAD_LETTER,
+        body=json.dumps({"task_id": str(task.id), "attempt": task.attempt, "pool": task.pool}).encode(),
+        message_id=str(uuid.uuid5(task.id, f"dead:{stage}:{task.attempt}:{task.version}")),
+        correlation_id=task.idempotency_key[:200],
+        headers=dead_letter_headers(
+            reason=Reason(task.reason or Reason.BUG),
+            stage=stage,
+            detail=task.detail or "",
+            task_id=task.id,
+            attempt=task.attempt,
+            trace_id=task.trace_id,
+        ),
+    )
+
+
+def dead_letter_headers(
+    *,
+    reason: Reason,
+    stage: Stage,
+    detail: str,
+    task_id: uuid.UUID | None = None,
+    attempt: int | None = None,
+    trace_id: str | None = None,
+) -> dict[str, Any]:
+    """The small header set of every letter: big headers break dead-lettering, so `detail` is cut."""
+    headers: dict[str, Any] = {"reason": str(reason), "stage": str(stage), "detail": detail[:MAX_DETAIL_CHARS]}
+    if task_id is not None:
+        headers |= {"task_id": str(task_id), "attempt": attempt or 0}
+    if trace_id is not None:
+        headers["traceparent"] = traceparent_of(trace_id)
+    return headers
+
+
+def traceparent_of(trace_id: str) -> str:
+    """A W3C traceparent of this trace with a span of its own: 00-<32 hex>-<16 hex>-01."""
+    return f"00-{trace_id}-{uuid.uuid4().hex[:16]}-01"
