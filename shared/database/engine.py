@@ -1,0 +1,87 @@
+"""One way to reach PostgreSQL, and the one place where its driver's exceptions become ours."""
+
+import logging
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, TypeVar
+
+import sqlalchemy as sa
+
+from shared.domain.errors import DatabaseAway
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Deadlock, serialization failure, lock not available: the transaction is gone, the same one may work now.
+_AGAIN: Final = frozenset({"40P01", "40001", "55P03"})
+#: Classes that say "the server is away or going": connection, insufficient resources, operator intervention, I/O.
+_AWAY: Final = ("08", "53", "57", "58")
+_TRIES: Final = 8
+
+
+def connect(
+    url: str, *, pool_size: int = 5, statement_timeout_seconds: float = 30.0, lock_timeout_seconds: float = 20.0
+) -> sa.Engine:
+    """An engine with one connection per thread that will use it; nothing is opened yet.
+
+    A statement that hangs longer than its limit is ended by the server, a host that vanished is noticed by TCP
+    keep-alives after about 25 s; without both a worker would wait for ever.
+    """
+    return sa.create_engine(
+        sa.make_url(url).set(drivername="postgresql+psycopg2"),
+        pool_size=pool_size,
+        max_overflow=2,
+        pool_timeout=20,
+        pool_use_lifo=True,
+        pool_pre_ping=False,  # saves a round trip; a dead connection surfaces as DatabaseAway and is tried again
+        connect_args={
+            "connect_timeout": 5,
+            "application_name": "darkroom",
+            "keepalives_idle": 10,
+            "keepalives_interval": 5,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 25_000,
+            "options": f"-c timezone=UTC -c statement_timeout={int(statement_timeout_seconds * 1000)}"
+            f" -c lock_timeout={int(lock_timeout_seconds * 1000)}",
+        },
+    )
+
+
+def _sqlstate(error: BaseException | None) -> str:
+    return getattr(error, "pgcode", None) or ""
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Raises DatabaseAway where the driver says the server is away; every other database error is a bug and stays."""
+    try:
+        yield
+    except sa.exc.DBAPIError as error:
+        state = _sqlstate(error.orig)
+        if error.connection_invalidated or state.startswith(_AWAY):
+            raise DatabaseAway(str(error.orig).strip()) from error
+        if not state and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
+            raise DatabaseAway(str(error.orig).strip()) from error
+        raise
+    except sa.exc.TimeoutError as error:  # no connection came free in pool_timeout
+        raise DatabaseAway(str(error)) from error
+
+
+def in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
+    """Run `work` in one transaction and commit it; repeat it when the server asks for that (deadlock, serialization).
+
+    `work` may run several times, so it must not do anything but SQL. Raises DatabaseAway: the commit may have worked.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            with translated(), engine.begin() as connection:
+                return work(connection)
+        except sa.exc.DBAPIError as error:
+            if _sqlstate(error.orig) not in _AGAIN or not left:
+                raise
+            log.warning("transaction repeated", extra={"sqlstate": _sqlstate(error.orig)})
+            time.sleep(random.uniform(0, 0.05 * (_TRIES - left)))
+    raise AssertionError("unreachable: the last try returns or raises")

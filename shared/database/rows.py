@@ -1,0 +1,25 @@
+"""How a row of `tasks` becomes a Task."""
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from shared.domain.task import Priority, Status, Task
+
+#: Select list for a Task; the alias of `tasks` is always t.
+TASK: Final = (
+    "t.id, t.idempotency_key, t.order_id, t.fingerprint, t.pool, t.priority, t.body, t.status, t.version, t.attempt,"
+    " t.charged, t.backend, t.job_key, t.provider_job_id, t.free_at, t.due_at, t.deadline_at, t.created_at,"
+    " t.changed_at, t.cancel_owed, t.avoid_backend, t.reason, t.detail, t.stage, t.trace_id,"
+    " clock_timestamp() as now"
+)
+
+PRIORITIES: Final = (Priority.NORMAL, Priority.HIGH)
+
+
+def task_of(row: sa.Row[Any], *, taken_over: bool = False) -> Task:
+    """The Task in a row that was selected with TASK."""
+    values = dict(row._mapping)
+    values["status"] = Status(values["status"])
+    values["priority"] = PRIORITIES[values["priority"]]
+    return Task(**values, taken_over=taken_over)

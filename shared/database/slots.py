@@ -1,0 +1,235 @@
+"""Backends and their slots: who may start what where. In flight is counted from live rows, never kept in a counter."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from shared.database.actions import note_action
+from shared.database.engine import in_transaction
+from shared.database.rows import TASK, task_of
+from shared.database.tasks import Counter
+from shared.domain.task import Status, Task, job_key_for, seed_for
+
+#: Every fifth pick goes by age alone, so a stream of high orders cannot starve a normal one.
+PICK_BY_AGE_EVERY: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """One row of `backends`."""
+
+    name: str
+    pool: str
+    adapter: str
+    url: str
+    capacity: int
+    max_run_seconds: float
+    enabled: bool
+    health: str
+    health_detail: str | None
+    is_paused: bool
+    pause_reason: str | None
+    in_flight: int
+
+    @property
+    def takes_work(self) -> bool:
+        return self.enabled and self.health == "up" and not self.is_paused
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """Rows that are ours for one lease. none_left -- no row of the pool is free, so further permits are for nothing."""
+
+    tasks: Sequence[Task]
+    none_left: bool
+
+
+_LOCK: Final = sa.text("""
+select name, capacity from backends
+where pool = :pool and enabled and health = 'up' and coalesce(paused_until <= now(), true) order by name for update
+""")
+
+#: A statement of its own, after the lock: one statement for both would count with a snapshot older than the lock.
+_IN_FLIGHT: Final = sa.text("""
+select backend, count(*) as live from tasks
+where backend = any(:backends) and (status in ('submitting', 'processing') or cancel_owed) group by backend
+""")
+
+_CANDIDATES: Final = f"""
+select {TASK} from tasks t
+where t.pool = :pool and t.free_at <= now() and t.deadline_at > now() and t.id <> all(cast(:skip as uuid[]))
+    and (t.status = 'pending' and :with_pending or t.status = 'submitting' and t.backend = any(:backends))
+order by {{order}} limit :limit for update skip locked
+"""
+_BY_PRIORITY: Final = sa.text(_CANDIDATES.format(order="t.priority desc, t.created_at"))
+_BY_AGE: Final = sa.text(_CANDIDATES.format(order="t.created_at"))
+
+_TAKE: Final = sa.text(f"""
+update tasks t set status = 'submitting', version = t.version + 1, changed_at = now(), actor = :actor,
+    attempt = v.attempt, job_key = v.job_key, backend = v.backend, reason = null, detail = null, stage = null,
+    free_at = now() + :lease * interval '1 second', due_at = now() + :lease * interval '1 second'
+from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:attempts as int[]), cast(:job_keys as uuid[]),
+            cast(:backends as text[])) as v(id, version, attempt, job_key, backend)
+where t.id = v.id and t.version = v.version
+returning {TASK}
+""")
+
+_BEGIN_ATTEMPTS: Final = sa.text("""
+insert into attempts (task_id, attempt, backend, job_key, seed)
+select * from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:backends as text[]),
+                     cast(:job_keys as uuid[]), cast(:seeds as bigint[]))
+""")
+
+_SYNC: Final = sa.text("""
+insert into backends (name, pool, adapter, url, capacity, max_run_seconds)
+select * from unnest(cast(:names as text[]), cast(:pools as text[]), cast(:adapters as text[]), cast(:urls as text[]),
+                     cast(:capacities as int[]), cast(:max_runs as float8[]))
+on conflict (name) do update set pool = excluded.pool, adapter = excluded.adapter, url = excluded.url,
+    capacity = excluded.capacity, max_run_seconds = excluded.max_run_seconds, enabled = true
+where (backends.pool, backends.adapter, backends.url, backends.capacity, backends.max_run_seconds, backends.enabled)
+    is distinct from (excluded.pool, excluded.adapter, excluded.url, excluded.capacity, excluded.max_run_seconds, true)
+""")
+
+_ALL: Final = sa.text("""
+select b.name, b.pool, b.adapter, b.url, b.capacity, b.max_run_seconds, b.enabled, b.health, b.health_detail,
+    coalesce(b.paused_until > now(), false) as is_paused, b.pause_reason,
+    (select count(*) from tasks t where t.backend = b.name
+        and (t.status in ('submitting', 'processing') or t.cancel_owed)) as in_flight
+from backends b order by b.pool, b.name
+""")
+
+
+class Slots:
+    """The table `backends` and the taking of rows for them."""
+
+    def __init__(self, engine: sa.Engine, actor: str, metrics: Counter) -> None:
+        self._engine = engine
+        self._actor = actor
+        self._metrics = metrics
+        self._picks = 0  # only its remainder matters, so a lost update between threads does no harm
+
+    def take(self, pool: str, *, at_most: int, lease_seconds: float) -> Taken:
+        """Own up to `at_most` rows of the pool for one lease: takeovers first, then what free slots allow.
+
+        Pending rows get attempt + 1, a job key and the least loaded backend; a row whose lease ran out keeps all
+        three and comes back with taken_over set. Raises DatabaseAway: rows taken by a commit whose answer was
+        lost are taken over when their lease is over.
+        """
+        taken, none_left = in_transaction(self._engine, lambda c: self._take(c, pool, at_most, lease_seconds))
+        self._picks += len(taken)
+        for task in taken:
+            before = Status.SUBMITTING if task.taken_over else Status.PENDING
+            self._metrics.count("transitions_total", from_status=before, to_status=Status.SUBMITTING, result="applied")
+        return Taken(taken, none_left)
+
+    def _take(self, c: sa.Connection, pool: str, at_most: int, lease: float) -> tuple[list[Task], bool]:
+        capacity = {row.name: row.capacity for row in c.execute(_LOCK, {"pool": pool})}
+        if not capacity or at_most < 1:
+            return [], False
+        live = {row.backend: row.live for row in c.execute(_IN_FLIGHT, {"backends": list(capacity)})}
+        load = {name: live.get(name, 0) for name in capacity}
+        free = sum(max(0, capacity[name] - load[name]) for name in capacity)
+        candidates = self._candidates(c, pool, list(capacity), at_most, with_pending=free > 0)
+        placed: list[tuple[Task, str]] = []
+        for task in candidates:
+            if task.status is Status.SUBMITTING and task.backend is not None:
+                placed.append((task, task.backend))
+            elif place := _place(task, capacity, load):
+                load[place] += 1
+                placed.append((task, place))
+        return self._own(c, placed, lease), free > 0 and len(candidates) < at_most
+
+    def _candidates(
+        self, c: sa.Connection, pool: str, backends: list[str], at_most: int, *, with_pending: bool
+    ) -> list[Task]:
+        by_age = sum((self._picks + i) % PICK_BY_AGE_EVERY == PICK_BY_AGE_EVERY - 1 for i in range(at_most))
+        values: dict[str, Any] = {"pool": pool, "backends": backends, "with_pending": with_pending, "skip": []}
+        oldest = [task_of(r) for r in c.execute(_BY_AGE, values | {"limit": by_age})] if by_age else []
+        values["skip"] = [str(task.id) for task in oldest]
+        first = [task_of(r) for r in c.execute(_BY_PRIORITY, values | {"limit": at_most - by_age})]
+        return oldest + first
+
+    def _own(self, c: sa.Connection, placed: Sequence[tuple[Task, str]], lease: float) -> list[Task]:
+        if not placed:
+            return []
+        ordered = sorted(placed, key=lambda pair: pair[0].id)
+        attempts = [t.attempt + (t.status is Status.PENDING) for t, _ in ordered]
+        keys = [job_key_for(t.id, attempt) for (t, _), attempt in zip(ordered, attempts, strict=True)]
+        columns: dict[str, list[Any]] = {
+            "ids": [str(t.id) for t, _ in ordered],
+            "versions": [t.version for t, _ in ordered],
+            "attempts": attempts,
+            "job_keys": [str(key) for key in keys],
+            "backends": [backend for _, backend in ordered],
+        }
+        over = {t.id for t, _ in ordered if t.status is Status.SUBMITTING}
+        rows = c.execute(_TAKE, columns | {"actor": self._actor, "lease": lease}).all()
+        new = [i for i, (t, _) in enumerate(ordered) if t.id not in over]
+        if new:
+            begun: dict[str, Any] = {name: [column[i] for i in new] for name, column in columns.items()}
+            del begun["versions"]
+            c.execute(_BEGIN_ATTEMPTS, begun | {"seeds": [seed_for(keys[i]) for i in new]})
+        return [task_of(row, taken_over=row.id in over) for row in rows]
+
+    def sync(self, wanted: Sequence[tuple[str, str, str, str, int, float]]) -> None:
+        """Make `backends` say what the backends file says: (name, pool, adapter, url, capacity, max_run_seconds)."""
+        columns = list(zip(*sorted(wanted), strict=True)) or [()] * 6
+        keys = ("names", "pools", "adapters", "urls", "capacities", "max_runs")
+        values = {key: list(column) for key, column in zip(keys, columns, strict=True)}
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(_SYNC, values)
+            connection.execute(
+                sa.text("update backends set enabled = false where enabled and name <> all(cast(:names as text[]))"),
+                {"names": values["names"]},
+            )
+
+        in_transaction(self._engine, work)
+
+    def backends(self) -> list[Backend]:
+        """All backends, those no longer in the file included, with what is in flight on each."""
+        return in_transaction(self._engine, lambda c: [Backend(**row._mapping) for row in c.execute(_ALL)])
+
+    def set_health(self, name: str, health: str, detail: str | None = None, *, only_from: str | None = None) -> bool:
+        """up, down or frozen; True when that changed it. only_from -- leave it alone unless it is this."""
+        statement = sa.text("""
+            update backends set health = :health, health_detail = :detail, health_changed_at = now()
+            where name = :name and health <> :health and (cast(:only_from as text) is null or health = :only_from)
+        """)
+        values = {"name": name, "health": health, "detail": detail, "only_from": only_from}
+        return in_transaction(self._engine, lambda c: c.execute(statement, values).rowcount == 1)
+
+    def pause(self, name: str, by_whom: str | None, reason: str, seconds: float | None) -> bool:
+        """No new work for `seconds`, or until resumed (None); False: no such backend. by_whom None: not a person."""
+        statement = sa.text("""
+            update backends set pause_reason = :reason,
+                paused_until = coalesce(now() + cast(:seconds as float8) * interval '1 second', 'infinity')
+            where name = :name and (:by_person or paused_until is distinct from 'infinity')
+        """)
+        values = {"name": name, "reason": reason, "seconds": seconds, "by_person": by_whom is not None}
+        return self._by_hand(statement, values, by_whom, "backend pause", {"reason": reason, "seconds": seconds})
+
+    def resume(self, name: str, by_whom: str) -> bool:
+        """Give it work again; False when no such backend."""
+        statement = sa.text("update backends set paused_until = null, pause_reason = null where name = :name")
+        return self._by_hand(statement, {"name": name}, by_whom, "backend resume", {})
+
+    def _by_hand(
+        self, statement: sa.TextClause, values: dict[str, Any], by_whom: str | None, action: str, detail: dict[str, Any]
+    ) -> bool:
+        def work(connection: sa.Connection) -> bool:
+            changed = connection.execute(statement, values).rowcount == 1
+            if changed and by_whom is not None:
+                note_action(connection, by_whom, action, values["name"], detail)
+            return changed
+
+        return in_transaction(self._engine, work)
+
+
+def _place(task: Task, capacity: dict[str, int], load: dict[str, int]) -> str | None:
+    """The least loaded backend with a free slot; never the one to avoid while another one is there at all."""
+    others = [name for name in capacity if name != task.avoid_backend] or list(capacity)
+    open_ = [name for name in others if load[name] < capacity[name]]
+    return min(open_, key=lambda name: (load[name] / capacity[name], load[name], name), default=None)

@@ -1,0 +1,260 @@
+"""Every read and write of `tasks` outside of claiming and taking slots: one method, one transaction, one sentence."""
+
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Protocol
+
+import sqlalchemy as sa
+
+from shared.database.actions import note_action
+from shared.database.claims import Claim, Claimed, claim
+from shared.database.engine import in_transaction
+from shared.database.moves import Change, move_in
+from shared.database.rows import TASK, task_of
+from shared.domain.messages import Artifact
+from shared.domain.outcome import FollowUp
+from shared.domain.task import Status, Task
+
+_BY_ID: Final = sa.text(f"select {TASK} from tasks t where t.id = any(cast(:ids as uuid[]))")
+
+_FIND: Final = sa.text(
+    f"select {TASK} from tasks t where t.id = :id"
+    " or t.id = (select d.task_id from duplicate_keys d where d.own_task_id = :id)"
+)
+
+_KEPT_FINGERPRINT: Final = sa.text("select d.fingerprint from duplicate_keys d where d.own_task_id = :id")
+
+#: posted_at goes in with the body's hash in the statement that checks the lease, so nobody POSTs unseen.
+_BEGIN_POST: Final = sa.text("""
+update attempts a set body_hash = :body_hash, posted_at = clock_timestamp()
+from tasks t where t.id = :id and t.version = :version and t.status = 'submitting'
+    and t.free_at > clock_timestamp() + :margin * interval '1 second'
+    and a.task_id = t.id and a.attempt = t.attempt
+returning a.attempt
+""")
+
+_ACCEPTED: Final = sa.text("""
+update attempts set provider_job_id = :job, accepted_at = coalesce(accepted_at, now())
+where task_id = :id and attempt = :attempt
+""")
+
+#: Only the next look is written, so a row that is being moved meanwhile is not disturbed. A final row whose
+#: follow-up goes wrong is not looked at as often as a running job.
+_NEXT_LOOK: Final = """update tasks t set due_at = case
+    when t.status = 'processing' then now() + :next_look * interval '1 second'
+    when t.status = 'submitting' then greatest(t.free_at, now() + :next_look * interval '1 second')
+    else now() + interval '30 seconds' end"""
+
+_TAKE_DUE: Final = sa.text(f"""
+with due as (
+    select id from tasks where due_at <= now() and (status = 'pending' or pool <> all(:skip_pools))
+    order by due_at limit :limit for update skip locked
+)
+{_NEXT_LOOK} from due where t.id = due.id
+returning {TASK}
+""")
+
+_TAKE_RUNNING: Final = sa.text(f"""
+with running as (
+    select id from tasks where backend = any(:backends) and status = 'processing' order by id limit :limit
+    for update skip locked
+)
+{_NEXT_LOOK} from running where t.id = running.id
+returning {TASK}
+""")
+
+_CLEAR_DUE: Final = sa.text("""
+update tasks t set due_at = null, cancel_owed = false
+from unnest(cast(:ids as uuid[]), cast(:versions as int[])) as v(id, version)
+where t.id = v.id and t.version = v.version and t.due_at is not null
+    and t.status in ('completed', 'failed', 'cancelled')
+""")
+
+_FREE: Final = sa.text("""
+select t.pool, count(*) as rows from tasks t
+where t.status in ('pending', 'submitting') and t.free_at <= now() and t.pool = any(:pools) group by t.pool
+""")
+
+_ARTIFACTS: Final = sa.text("""
+select a.task_id, a.index, a.key, a.sha256, a.bytes, a.media_type, a.width, a.height
+from artifacts a join tasks t on t.id = a.task_id and t.attempt = a.attempt
+where a.task_id = any(cast(:ids as uuid[])) and t.status = 'completed' order by a.task_id, a.index
+""")
+
+
+_EXECUTION_FAILURES: Final = sa.text("""
+select count(*) from attempts a where a.task_id = :id and a.outcome = 'execution_failed' and a.attempt > coalesce(
+    (select max(m.attempt) from task_moves m where m.task_id = :id and m.from_status = 'failed'), 0)
+""")
+
+
+class Counter(Protocol):
+    """What this module needs of the metrics."""
+
+    def count(self, name: str, amount: float = 1, /, **labels: str) -> None: ...
+
+    def observe(self, name: str, seconds: float, /, **labels: str) -> None: ...
+
+
+class Tasks:
+    """The table `tasks`, written in the name of `actor`. Safe to use from many threads."""
+
+    def __init__(self, engine: sa.Engine, actor: str, metrics: Counter) -> None:
+        self._engine = engine
+        self._actor = actor
+        self._metrics = metrics
+
+    def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
+        """One answer per claim, in order. Raises DatabaseAway: claim again, the outcome is the same."""
+        return claim(self._engine, claims, self._actor) if claims else []
+
+    def get(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Task]:
+        """The rows of these ids; unknown ones are missing."""
+        wanted = [str(id_) for id_ in ids]
+        return in_transaction(
+            self._engine, lambda connection: {r.id: task_of(r) for r in connection.execute(_BY_ID, {"ids": wanted})}
+        )
+
+    def find(self, task_id: uuid.UUID) -> Task | None:
+        """The row that answers for this id: its own, or the active task its key was kept with."""
+        return in_transaction(
+            self._engine,
+            lambda connection: next((task_of(row) for row in connection.execute(_FIND, {"id": task_id})), None),
+        )
+
+    def kept_fingerprint(self, task_id: uuid.UUID) -> str | None:
+        """The fingerprint of the order that named this id, where its key made no task and was kept with another's."""
+        return in_transaction(
+            self._engine, lambda c: c.execute(_KEPT_FINGERPRINT, {"id": task_id}).scalar_one_or_none()
+        )
+
+    def move(self, changes: Sequence[Change]) -> dict[uuid.UUID, Task]:
+        """Make the moves whose rows are still as they were read; the others are missing: re-read them, then decide.
+
+        Raises IntegrityError for a pair that is not legal, and then nothing of the batch has moved.
+        """
+        return self._move(changes) if changes else {}
+
+    def _move(
+        self, changes: Sequence[Change], also: Callable[[sa.Connection, Mapping[uuid.UUID, Task]], None] | None = None
+    ) -> dict[uuid.UUID, Task]:
+        """also -- what else belongs into the same transaction, given the moves that were made"""
+
+        def work(connection: sa.Connection) -> dict[uuid.UUID, Task]:
+            made = move_in(connection, changes, self._actor)
+            if also is not None:
+                also(connection, made)
+            return made
+
+        moved = in_transaction(self._engine, work)
+        for change in changes:
+            self._metrics.count(
+                "transitions_total",
+                from_status=change.task.status,
+                to_status=change.to,
+                result="applied" if change.task.id in moved else "stale",
+            )
+        for task in moved.values():
+            self._count_finished(task)
+        return moved
+
+    def _count_finished(self, task: Task) -> None:
+        if task.status.is_final:
+            self._metrics.count("orders_finished_total", pool=task.pool, outcome=task.status)
+        if task.status in {Status.COMPLETED, Status.FAILED}:
+            seconds = (task.changed_at - task.created_at).total_seconds()
+            self._metrics.observe("order_duration_seconds", seconds, pool=task.pool, outcome=task.status)
+
+    def may_post(self, task: Task, body_hash: str, margin_seconds: float) -> bool:
+        """Note that the POST leaves now; False when the lease has not `margin_seconds` left or the row moved on."""
+        values = {"id": task.id, "version": task.version, "body_hash": body_hash, "margin": margin_seconds}
+        return in_transaction(self._engine, lambda c: c.execute(_BEGIN_POST, values).one_or_none() is not None)
+
+    def record(self, task: Task, provider_job_id: str, due_in: float) -> Task | None:
+        """submitting -> processing. The job id goes to `attempts` even when the row has moved on (then: None)."""
+        change = Change(task=task, to=Status.PROCESSING, provider_job_id=provider_job_id, due_in=due_in)
+
+        def work(connection: sa.Connection) -> Task | None:
+            connection.execute(_ACCEPTED, {"id": task.id, "attempt": task.attempt, "job": provider_job_id})
+            return move_in(connection, [change], self._actor).get(task.id)
+
+        recorded = in_transaction(self._engine, work)
+        self._metrics.count(
+            "transitions_total",
+            from_status=task.status,
+            to_status=change.to,
+            result="applied" if recorded else "stale",
+        )
+        return recorded
+
+    def take_due(self, limit: int, next_look: float, skip_pools: Sequence[str] = ()) -> list[Task]:
+        """Rows whose moment has come, oldest first; each comes due again unless it moves.
+
+        next_look  -- seconds until a running job is looked at again
+        skip_pools -- pools whose check queue is not draining; their pending rows are taken all the same
+        """
+        values = {"limit": limit, "next_look": next_look, "skip_pools": list(skip_pools)}
+        return in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(_TAKE_DUE, values)])
+
+    def take_running(self, backends: Sequence[str], limit: int, next_look: float) -> list[Task]:
+        """The processing rows of these backends, due or not: somebody heard that something happened there."""
+        values = {"backends": list(backends), "limit": limit, "next_look": next_look}
+        return in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(_TAKE_RUNNING, values)])
+
+    def cancel(self, task_id: uuid.UUID, reason: str | None = None, by_whom: str | None = None) -> Task | None:
+        """Cancel an unfinished task: the row as it is afterwards, which a final one may be already; None: no such row.
+
+        The job at the provider is still to be cancelled; the row holds its slot until that is done.
+        by_whom -- the person who asked; a cancellation that happens is then noted in operator_actions with it
+        """
+
+        def note(connection: sa.Connection, moved: Mapping[uuid.UUID, Task]) -> None:
+            for id_ in moved if by_whom is not None else ():
+                note_action(connection, by_whom or "", "order cancel", str(id_), {"reason": reason})
+
+        while True:
+            task = self.find(task_id)
+            if task is None or task.status.is_final:
+                return task
+            begun = task.status is not Status.PENDING
+            change = Change(
+                task=task,
+                to=Status.CANCELLED,
+                reason=reason,
+                due_in=0.0,
+                cancel_owed=begun,
+                attempt_outcome="cancelled" if begun else None,
+            )
+            if moved := self._move([change], note):
+                return moved[task.id]
+
+    def execution_failures(self, task: Task) -> int:
+        """Attempts since the last replay that ended in an execution error."""
+        return in_transaction(self._engine, lambda c: int(c.execute(_EXECUTION_FAILURES, {"id": task.id}).scalar_one()))
+
+    def clear_due(self, paid: Sequence[FollowUp]) -> None:
+        """The follow-ups of these final rows are confirmed: nothing is owed any more."""
+        ordered = sorted(paid, key=lambda follow_up: follow_up.task_id)
+        values = {"ids": [str(f.task_id) for f in ordered], "versions": [f.version for f in ordered]}
+        in_transaction(self._engine, lambda connection: connection.execute(_CLEAR_DUE, values))
+
+    def free_rows(self, pools: Sequence[str]) -> Mapping[str, int]:
+        """Rows free to take now, by pool."""
+        values = {"pools": list(pools)}
+        found: Mapping[str, int] = in_transaction(
+            self._engine, lambda c: {row.pool: row.rows for row in c.execute(_FREE, values)}
+        )
+        return {pool: found.get(pool, 0) for pool in pools}
+
+    def artifacts(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, list[Artifact]]:
+        """The pictures of completed tasks, by task, in order."""
+        wanted = {"ids": [str(id_) for id_ in ids]}
+        found: dict[uuid.UUID, list[Artifact]] = {}
+        for row in in_transaction(self._engine, lambda connection: connection.execute(_ARTIFACTS, wanted).all()):
+            values: dict[str, Any] = dict(row._mapping)
+            found.setdefault(values.pop("task_id"), []).append(Artifact(**values))
+        return found
+
+    def refresh(self, task: Task) -> Task:
+        """The same row as it is now."""
+        return self.get([task.id])[task.id]
