@@ -1,0 +1,181 @@
+"""One I/O thread, and on its loop any number of connections that come back by themselves."""
+
+import logging
+import random
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Final
+
+import pika
+from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.channel import Channel
+
+from shared.broker.topology import Topology
+
+log = logging.getLogger(__name__)
+
+#: A silent peer is noticed after three of them, on both sides: 30 s until a hung host's messages go to others.
+HEARTBEAT_SECONDS: Final = 10
+_BACKOFF_SECONDS: Final = (0.2, 5.0)
+
+
+def parameters_of(urls: Sequence[str]) -> list[pika.URLParameters]:
+    """Connection parameters of each broker, in the order given. Raises ValueError for a URL pika cannot read."""
+    found = []
+    for url in urls:
+        parameters = pika.URLParameters(url)
+        parameters.heartbeat = HEARTBEAT_SECONDS
+        parameters.socket_timeout = 5
+        parameters.stack_timeout = 10
+        parameters.connection_attempts = 1
+        found.append(parameters)
+    return found
+
+
+class IOThread:
+    """The one thread that touches pika. Everything else reaches it through `run`."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = IOLoop()
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._stopping = False
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Have `work` run on the I/O thread soon; order is kept. From any thread."""
+        self.loop.add_callback_threadsafe(work)
+
+    def later(self, seconds: float, work: Callable[[], None]) -> None:
+        """On the I/O thread only."""
+        self.loop.call_later(seconds, work)
+
+    def stop(self) -> None:
+        """On the I/O thread: end it after this callback."""
+        self._stopping = True
+        self.loop.stop()
+
+    def join(self, within_seconds: float) -> None:
+        self._thread.join(within_seconds)
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            try:
+                self.loop.start()
+            except Exception:
+                # A callback broke. The loop itself is sound; what the callback left undone comes back with the
+                # next reconnect, and a worker that dies of it would only do so again.
+                log.exception("a callback of the I/O thread failed")
+
+
+class Link:
+    """One connection, made again whenever it goes. Everything in here runs on the I/O thread.
+
+    on_ready -- called with the open connection once the topology is declared
+    on_lost  -- called when that connection is gone; channels and delivery tags of it are void
+    """
+
+    def __init__(
+        self,
+        io: IOThread,
+        urls: Sequence[str],
+        topology: Topology,
+        *,
+        name: str,
+        on_ready: Callable[[SelectConnection], None],
+        on_lost: Callable[[], None],
+        on_blocked: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        self._io = io
+        self._parameters = parameters_of(urls)
+        self._topology = topology
+        self._name = name
+        self._on_ready = on_ready
+        self._on_lost = on_lost
+        self._on_blocked = on_blocked
+        self._failures = 0
+        self._closing = False
+        self._ready = False
+        self._connection: SelectConnection | None = None
+        self.reconnects = 0
+
+    @property
+    def is_ready(self) -> bool:
+        return self._ready
+
+    def open(self) -> None:
+        if self._closing:
+            return
+        parameters = self._parameters[self._failures % len(self._parameters)]
+        parameters.client_properties = {"connection_name": self._name}
+        self._connection = SelectConnection(
+            parameters,
+            on_open_callback=self._opened,
+            on_open_error_callback=self._gone,
+            on_close_callback=self._gone,
+            custom_ioloop=self._io.loop,
+        )
+
+    def close(self) -> None:
+        self._closing = True
+        self._ready = False
+        if self._connection is not None and self._connection.is_open:
+            self._connection.close()
+
+    def fail(self, why: str) -> None:
+        """Give this connection up and make another: something on it is not as it should be."""
+        log.warning("broker connection given up", extra={"connection": self._name, "why": why})
+        if self._connection is not None and self._connection.is_open:
+            self._connection.close()
+
+    def _opened(self, connection: SelectConnection) -> None:
+        connection.add_on_connection_blocked_callback(lambda *_: self._on_blocked(True))
+        connection.add_on_connection_unblocked_callback(lambda *_: self._on_blocked(False))
+        connection.channel(on_open_callback=self._declare)
+
+    def _declare(self, channel: Channel) -> None:
+        channel.add_on_close_callback(self._declaring_failed)
+        steps: list[Callable[..., Any]] = []
+        for exchange in self._topology.exchanges:
+            steps.append(partial(channel.exchange_declare, exchange.name, exchange.type, durable=True))
+        for queue in self._topology.queues:
+            steps.append(partial(channel.queue_declare, queue.name, durable=True, arguments=dict(queue.arguments)))
+            if queue.binding is not None:
+                steps.append(partial(channel.queue_bind, queue.name, *queue.binding))
+
+        def next_step(_: Any = None) -> None:
+            if steps:
+                steps.pop(0)(callback=next_step)
+                return
+            self._failures = 0
+            self._ready = True
+            channel.close()
+            log.info("broker connected", extra={"connection": self._name})
+            if self._connection is not None:
+                self._on_ready(self._connection)
+
+        next_step()
+
+    def _declaring_failed(self, _: Channel, why: BaseException) -> None:
+        if not self._ready:
+            # 406: somebody declared a queue with other arguments. It stays wrong until a person acts; keep saying so.
+            log.error("queues cannot be declared", extra={"connection": self._name, "why": str(why)})
+            if self._connection is not None and self._connection.is_open:
+                self._connection.close()
+
+    def _gone(self, _: Any, why: BaseException) -> None:
+        was_ready, self._ready = self._ready, False
+        if was_ready:
+            self._on_lost()
+        if self._closing:
+            return
+        self._failures += 1
+        self.reconnects += 1
+        low, high = _BACKOFF_SECONDS
+        wait = random.uniform(low, min(high, low * 2 ** min(self._failures, 6)))
+        log.warning(
+            "broker away", extra={"connection": self._name, "why": str(why) or repr(why), "again_in": round(wait, 2)}
+        )
+        self._io.later(wait, self.open)

@@ -1,0 +1,264 @@
+"""Publishing with pipelined confirms. A message leaves until it is confirmed, over any number of connections."""
+
+import logging
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import pika
+from pika.adapters.select_connection import SelectConnection
+from pika.channel import Channel
+
+from shared.broker.connection import IOThread, Link
+from shared.broker.topology import Topology
+from shared.domain.errors import BrokerAway
+from shared.domain.messages import Message
+
+log = logging.getLogger(__name__)
+
+#: Unconfirmed messages on the wire at once; 200 already gives nearly all of the throughput.
+_WINDOW: Final = 2000
+_RETRY_SECONDS: Final = 1.0
+
+
+class Counter(Protocol):
+    """What the broker code needs of the metrics."""
+
+    def count(self, name: str, amount: float = 1, /, **labels: str) -> None: ...
+
+    def set(self, name: str, value: float, /, **labels: str) -> None: ...
+
+
+@dataclass(slots=True)
+class _Batch:
+    left: int
+    future: "Future[None]"
+    done: Callable[[], None] | None
+
+
+@dataclass(slots=True)
+class _Entry:
+    message: Message
+    batch: _Batch
+
+
+class Publisher:
+    """Its own connection: during a broker alarm publishers are blocked and consumers are not."""
+
+    def __init__(self, io: IOThread, urls: Sequence[str], topology: Topology, *, name: str, metrics: Counter) -> None:
+        self._io = io
+        self._metrics = metrics
+        self._link = Link(
+            io,
+            urls,
+            topology,
+            name=f"{name} publishes",
+            on_ready=self._connected,
+            on_lost=self._lost,
+            on_blocked=self._set_blocked,
+        )
+        self._channel: Channel | None = None
+        self._asking: Channel | None = None
+        self._questions: list[tuple[str, Future[int]]] = []
+        self._waiting: deque[_Entry] = deque()
+        self._unconfirmed: OrderedDict[int, _Entry] = OrderedDict()
+        self._returned: set[str] = set()
+        self._sent = 0
+        self.is_blocked = False
+        self._closed = False
+
+    @property
+    def is_ready(self) -> bool:
+        return self._channel is not None and not self.is_blocked
+
+    def open(self) -> None:
+        """On the I/O thread."""
+        self._link.open()
+
+    def close(self) -> None:
+        """On the I/O thread. What is not confirmed fails with BrokerAway."""
+        self._closed = True
+        self._link.close()
+        for entry in [*self._waiting, *self._unconfirmed.values()]:
+            if not entry.batch.future.done():
+                entry.batch.future.set_exception(BrokerAway("stopped before the broker confirmed"))
+        self._waiting.clear()
+        self._unconfirmed.clear()
+
+    def publish(self, messages: Sequence[Message]) -> "Future[None]":
+        """Done once every message is confirmed and none came back. From any thread.
+
+        It waits through outages; cancel the future to stop trying (what is on the wire may arrive all the same).
+        """
+        future: Future[None] = Future()
+        if not messages:
+            future.set_result(None)
+            return future
+        self._io.run(lambda: self._enqueue(messages, future, None))
+        return future
+
+    def publish_now(self, messages: Sequence[Message], done: Callable[[], None]) -> None:
+        """On the I/O thread: the same, and `done` runs there after the last confirm."""
+        self._enqueue(messages, Future(), done)
+
+    def depth(self, queue: str) -> "Future[int]":
+        """Messages ready in `queue`, not counting those that consumers hold. From any thread."""
+        future: Future[int] = Future()
+        self._io.run(lambda: self._ask(queue, future))
+        return future
+
+    def _enqueue(self, messages: Sequence[Message], future: "Future[None]", done: Callable[[], None] | None) -> None:
+        if self._closed:
+            future.set_exception(BrokerAway("this publisher is closed"))
+            return
+        batch = _Batch(len(messages), future, done)
+        self._waiting.extend(_Entry(message, batch) for message in messages)
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._waiting and self.is_ready and len(self._unconfirmed) < _WINDOW:
+            entry = self._waiting.popleft()
+            if entry.batch.future.cancelled():
+                continue
+            message = entry.message
+            self._sent += 1
+            self._unconfirmed[self._sent] = entry
+            assert self._channel is not None  # noqa: S101 - is_ready says so
+            self._channel.basic_publish(
+                message.exchange,
+                message.routing_key,
+                message.body,
+                pika.BasicProperties(  # type: ignore[no-untyped-call]  # pika's own annotations are partial
+                    content_type="application/json",
+                    delivery_mode=2,
+                    type=message.type,
+                    message_id=message.message_id,
+                    correlation_id=message.correlation_id,
+                    headers=dict(message.headers),
+                ),
+                mandatory=message.mandatory,
+            )
+
+    def _connected(self, connection: SelectConnection) -> None:
+        connection.channel(on_open_callback=self._channel_open)
+
+    def _channel_open(self, channel: Channel) -> None:
+        channel.add_on_close_callback(self._channel_closed)
+        channel.add_on_return_callback(self._was_returned)
+        channel.confirm_delivery(self._confirmed, callback=lambda _: self._start(channel))
+
+    def _start(self, channel: Channel) -> None:
+        self._waiting.extendleft(reversed(self._unconfirmed.values()))
+        self._unconfirmed.clear()
+        self._returned.clear()
+        self._sent = 0
+        self._channel = channel
+        self._metrics.set("amqp_connected", 1)
+        self._flush()
+        self._open_asking()
+
+    def _lost(self) -> None:
+        self._channel = None
+        self._asking = None
+        self._set_blocked(blocked=False)
+        self._metrics.set("amqp_connected", 0)
+        for _, future in self._questions:
+            if not future.done():
+                future.set_exception(BrokerAway("the connection went while a queue's depth was asked"))
+        self._questions.clear()
+
+    def _channel_closed(self, _: Channel, why: BaseException) -> None:
+        if self._channel is not None and self._link.is_ready:
+            self._channel = None
+            self._link.fail(str(why))
+
+    def _set_blocked(self, blocked: bool) -> None:
+        self.is_blocked = blocked
+        self._metrics.set("amqp_blocked", float(blocked))
+        if not blocked:
+            self._flush()
+
+    def _was_returned(self, _: Channel, method: Any, properties: Any, body: bytes) -> None:
+        del body
+        self._returned.add(properties.message_id)
+        log.warning("message came back: no such queue", extra={"routing_key": method.routing_key})
+
+    def _confirmed(self, frame: Any) -> None:
+        method = frame.method
+        ok = method.NAME == "Basic.Ack"
+        tags = (
+            [tag for tag in self._unconfirmed if tag <= method.delivery_tag]
+            if method.multiple
+            else [method.delivery_tag]
+        )
+        again: list[_Entry] = []
+        for tag in tags:
+            entry = self._unconfirmed.pop(tag, None)
+            if entry is None:
+                continue
+            returned = entry.message.message_id in self._returned
+            self._returned.discard(entry.message.message_id)
+            result = "returned" if returned else "confirmed" if ok else "nacked"
+            self._metrics.count("publishes_total", result=result)
+            if result == "confirmed":
+                self._count_down(entry.batch)
+            else:
+                again.append(entry)
+        if again:
+            # The queue is full or gone. Both pass: it drains, or the next connection declares it again.
+            if any(entry.message.mandatory for entry in again) and ok:
+                self._link.fail("a message came back, so a queue is missing")
+            self._io.later(_RETRY_SECONDS, lambda: self._again(again))
+        self._flush()
+
+    def _again(self, entries: Sequence[_Entry]) -> None:
+        if not self._closed:
+            self._waiting.extendleft(reversed(entries))
+            self._flush()
+
+    def _count_down(self, batch: _Batch) -> None:
+        batch.left -= 1
+        if batch.left:
+            return
+        if batch.done is not None:
+            batch.done()
+        elif batch.future.set_running_or_notify_cancel():
+            batch.future.set_result(None)
+
+    def _open_asking(self) -> None:
+        connection = self._channel.connection if self._channel is not None else None
+        if connection is not None and connection.is_open:
+
+            def opened(channel: Channel) -> None:
+                self._asking = channel
+                channel.add_on_close_callback(self._asking_closed)
+
+            connection.channel(on_open_callback=opened)
+
+    def _ask(self, queue: str, future: "Future[int]") -> None:
+        if self._asking is None or not self._asking.is_open:
+            future.set_exception(BrokerAway("not connected"))
+            return
+        question = (queue, future)
+        self._questions.append(question)
+
+        def answered(frame: Any) -> None:
+            if question in self._questions:
+                self._questions.remove(question)
+            if not future.done():
+                future.set_result(frame.method.message_count)
+
+        self._asking.queue_declare(queue, passive=True, callback=answered)
+
+    def _asking_closed(self, channel: Channel, why: BaseException) -> None:
+        if channel is not self._asking:
+            return
+        self._asking = None
+        for _, future in self._questions:
+            if not future.done():
+                future.set_exception(BrokerAway(str(why)))
+        self._questions.clear()
+        if self._link.is_ready:  # 404: a queue was deleted. A new connection declares it again.
+            self._link.fail(str(why))

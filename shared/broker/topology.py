@@ -1,0 +1,84 @@
+"""Every exchange, queue and argument, in one table. Nothing else in the project names an argument."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from shared.domain.task import Stage
+
+#: A redelivery counts, also for messages a dying worker had only prefetched, so this must stay well above the
+#: number of restarts a deploy makes. Past it the broker moves the message to the dead queue.
+DELIVERY_LIMIT: Final = 20
+#: Looking into a dead queue counts as a delivery too.
+DEAD_DELIVERY_LIMIT: Final = 1000
+
+ORDERS_EXCHANGE: Final = "orders"
+EVENTS_EXCHANGE: Final = "events"
+ORDERS_QUEUE: Final = "orders"
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    name: str
+    type: str = "topic"
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """A durable quorum queue. binding -- (exchange, routing key), None: reached by its name alone."""
+
+    name: str
+    arguments: Mapping[str, Any]
+    binding: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Topology:
+    exchanges: Sequence[Exchange]
+    queues: Sequence[Queue]
+
+
+def submit_queue(pool: str) -> str:
+    return f"submit.{pool}"
+
+
+def check_queue(pool: str) -> str:
+    return f"check.{pool}"
+
+
+def dead_queue(stage: Stage) -> str:
+    return f"{stage}.dead"
+
+
+def stage_of(queue: str) -> Stage:
+    """Which step a work queue belongs to: submit.comfyui -> submit."""
+    return Stage(queue.split(".", 1)[0])
+
+
+def topology(pools: Sequence[str]) -> Topology:
+    """What must exist before anything is published or consumed; dead queues come first. Pure."""
+    dead = [Queue(dead_queue(stage), _DEAD) for stage in Stage]
+    work = [Queue(ORDERS_QUEUE, _work(Stage.ORDERS), (ORDERS_EXCHANGE, "order.placed"))]
+    for pool in pools:
+        work.append(Queue(submit_queue(pool), _work(Stage.SUBMIT)))
+        work.append(Queue(check_queue(pool), _work(Stage.CHECK)))
+    return Topology((Exchange(ORDERS_EXCHANGE), Exchange(EVENTS_EXCHANGE)), (*dead, *work))
+
+
+_DEAD: Final[Mapping[str, Any]] = {
+    "x-queue-type": "quorum",
+    "x-delivery-limit": DEAD_DELIVERY_LIMIT,
+    "x-overflow": "reject-publish",
+}
+
+
+def _work(stage: Stage) -> Mapping[str, Any]:
+    """At-least-once dead-lettering needs the strategy, the exchange and reject-publish, all three."""
+    return {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": DELIVERY_LIMIT,
+        "x-overflow": "reject-publish",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": dead_queue(stage),
+    }
