@@ -1,0 +1,298 @@
+"""Every metric of the system: its name, its labels with all their values, and the question it answers.
+
+Instruments, the README's table and the checks of dashboards and alerts are made from this one tuple. A label never
+holds an id, a key, a URL, a prompt or the text of an error. Renaming a metric breaks dashboards: keep both names for
+one release.
+"""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from shared.domain.task import LEGAL_MOVES, Reason, Stage, Status
+
+PREFIX: Final = "darkroom_"
+
+#: Seconds. For SQL, the broker and HTTP calls.
+FAST: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+#: Seconds. For whole orders and waits; a quantile read from it was 3 % off, from the client's own ladder 92 %.
+# fmt: off
+ORDER: Final = (
+    0.1, 0.15, 0.25, 0.4, 0.6, 1.0, 1.5, 2.5, 4.0, 6.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 90.0, 120.0, 180.0,
+    240.0, 300.0, 420.0, 600.0, 900.0, 1200.0, 1800.0, 2700.0, 3600.0,
+)
+# fmt: on
+
+#: Stands for a pool or backend that this process was not configured with: an order may name any pool.
+OTHER: Final = "other"
+
+
+class Kind(StrEnum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+class Configured(StrEnum):
+    """A set of label values that the configuration closes when the instruments are built."""
+
+    POOL = "pool"
+    BACKEND = "backend"
+    QUEUE = "queue"
+
+
+@dataclass(frozen=True, slots=True)
+class Anything:
+    """A label whose one value is fixed at start and cannot be listed here, such as a version."""
+
+
+Values = tuple[str, ...] | Configured | Anything
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """One row. `name` has neither the prefix nor anything left to guess: `messages_total`.
+
+    labels    -- label -> its closed set of values
+    only      -- the combinations of values that can occur, in the order of `labels`; every combination when None
+    services  -- who writes it; the others do not export it
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    question: str
+    services: tuple[str, ...]
+    labels: Mapping[str, Values] = field(default_factory=dict)
+    only: frozenset[tuple[str, ...]] | None = None
+    buckets: tuple[float, ...] | None = None
+
+    def combinations(self, configured: Mapping[Configured, tuple[str, ...]]) -> list[tuple[str, ...]]:
+        """Every combination of label values that may be written; none when a label cannot be listed."""
+        if self.only is not None:
+            return sorted(self.only)
+        sets: list[Iterable[str]] = []
+        for values in self.labels.values():
+            if isinstance(values, Anything):
+                return []
+            sets.append(configured[values] if isinstance(values, Configured) else values)
+        return list(itertools.product(*sets))
+
+
+SERVICES: Final = ("producer", "submitter", "poller", "ops")
+
+_STATUSES: Final = tuple(Status)
+_ILLEGAL = frozenset(itertools.product(_STATUSES, repeat=2)) - LEGAL_MOVES
+_MOVES = frozenset(
+    [(str(a), str(b), result) for a, b in LEGAL_MOVES for result in ("applied", "stale")]
+    + [(str(a), str(b), "forbidden") for a, b in _ILLEGAL]
+)
+
+_BACKEND_OPERATIONS = ("upload", "submit", "poll", "download", "cancel", "health")
+_BACKEND_RESULTS = ("ok", "timeout", "connect", "http_429", "http_4xx", "http_5xx", "bad_response", "other")
+
+#: The loops that stamp themselves; shared/observe/health.py writes the gauge.
+LOOPS: Final = ("consume", "schedule", "watch", "collect", "replay", "export")
+#: SQL questions whose answer must be 0, see services/ops/exporter.py.
+INVARIANTS: Final = (
+    "duplicate_task",
+    "double_submit",
+    "lost_order",
+    "missing_artifact",
+    "over_capacity",
+    "zombie",
+    "bad_history",
+)
+
+CATALOGUE: Final[tuple[Metric, ...]] = (
+    Metric(
+        name="orders_received_total",
+        kind=Kind.COUNTER,
+        help="Orders that reached us, by the way they came and what was done with them.",
+        question="How much comes in, and how much of it is repeated or bad?",
+        services=("producer", "submitter"),
+        labels={"source": ("http", "cli", "amqp"), "result": ("accepted", "duplicate", "invalid", "conflict")},
+    ),
+    Metric(
+        name="publishes_total",
+        kind=Kind.COUNTER,
+        help="Messages published, by what the broker answered; timeout means it has not answered yet.",
+        question="Does the broker accept what we publish?",
+        services=SERVICES,
+        labels={"result": ("confirmed", "nacked", "returned", "timeout")},
+    ),
+    Metric(
+        name="messages_total",
+        kind=Kind.COUNTER,
+        help="Deliveries settled. dead_lettered: published to the dead queue, confirmed, then acked."
+        " requeued: given back unacked when the process drained or the connection broke.",
+        question="What is the throughput of each queue?",
+        services=("submitter", "poller", "ops"),
+        labels={"queue": Configured.QUEUE, "result": ("acked", "requeued", "dead_lettered")},
+    ),
+    Metric(
+        name="message_redeliveries_total",
+        kind=Kind.COUNTER,
+        help="Deliveries that carried the redelivered flag.",
+        question="Are consumers dying with work in hand?",
+        services=("submitter", "poller", "ops"),
+        labels={"queue": Configured.QUEUE},
+    ),
+    Metric(
+        name="claims_total",
+        kind=Kind.COUNTER,
+        help="Outcomes of claiming an order's row (won, duplicate, conflict) and of taking over a row whose lease"
+        " had ended (reclaimed), after the commit.",
+        question="Did exactly one worker win each order?",
+        services=("submitter",),
+        labels={"pool": Configured.POOL, "result": ("won", "duplicate", "conflict", "reclaimed")},
+    ),
+    Metric(
+        name="duplicates_suppressed_total",
+        kind=Kind.COUNTER,
+        help="Second pictures that did not happen. publish: the producer already knew the order. claim: the key or the"
+        " order_id had a task. submit: a takeover found the job instead of sending it again. complete: another worker"
+        " had completed the row.",
+        question="How many duplicate pictures were prevented, and by which guard?",
+        services=SERVICES,
+        labels={"point": ("publish", "claim", "submit", "complete")},
+    ),
+    Metric(
+        name="possible_double_total",
+        kind=Kind.COUNTER,
+        help="Attempts that may have made two provider jobs: a POST still in flight past the lease, or an owner that"
+        " stalled between its last look at the lease and the send.",
+        question="How often could the provider have been paid twice?",
+        services=("submitter", "poller"),
+        labels={"backend": Configured.BACKEND},
+    ),
+    Metric(
+        name="transitions_total",
+        kind=Kind.COUNTER,
+        help="Status changes, after the commit. stale: the row had moved on and nothing was written."
+        " forbidden: an illegal move was asked for and the database refused it.",
+        question="How often do workers collide on a row, and did any try an illegal move?",
+        services=SERVICES,
+        labels={
+            "from_status": _STATUSES,
+            "to_status": _STATUSES,
+            "result": ("applied", "stale", "forbidden"),
+        },
+        only=_MOVES,
+    ),
+    Metric(
+        name="backend_requests_total",
+        kind=Kind.COUNTER,
+        help="Calls to a backend that ended, by operation and class of result.",
+        question="What is the error rate of each backend, by class?",
+        services=("submitter", "poller", "ops"),
+        labels={"backend": Configured.BACKEND, "operation": _BACKEND_OPERATIONS, "result": _BACKEND_RESULTS},
+    ),
+    Metric(
+        name="backend_request_seconds",
+        kind=Kind.HISTOGRAM,
+        help="Duration of one call to a backend.",
+        question="Is a backend slow to answer?",
+        services=("submitter", "poller", "ops"),
+        labels={"backend": Configured.BACKEND, "operation": _BACKEND_OPERATIONS},
+        buckets=FAST,
+    ),
+    Metric(
+        name="unknown_states_total",
+        kind=Kind.COUNTER,
+        help="Answers of a backend with a job state we do not know; each was read as still running.",
+        question="Did a provider invent a new state?",
+        services=("submitter", "poller", "ops"),
+        labels={"backend": Configured.BACKEND},
+    ),
+    Metric(
+        name="completion_detection_seconds",
+        kind=Kind.HISTOGRAM,
+        help="From the backend's own finish stamp to our commit; below zero counts as zero."
+        " push: an event made us look, poll: the schedule did.",
+        question="How late do we notice that a picture is ready?",
+        services=("poller",),
+        labels={"backend": Configured.BACKEND, "via": ("poll", "push")},
+        buckets=ORDER,
+    ),
+    Metric(
+        name="orders_finished_total",
+        kind=Kind.COUNTER,
+        help="Orders that reached a final status, after the commit.",
+        question="Which share of the orders fails?",
+        services=SERVICES,
+        labels={"pool": Configured.POOL, "outcome": ("completed", "failed", "cancelled")},
+    ),
+    Metric(
+        name="order_duration_seconds",
+        kind=Kind.HISTOGRAM,
+        help="From the claim of an order to its final status, both stamps from the database.",
+        question="How long does an order take?",
+        services=SERVICES,
+        labels={"pool": Configured.POOL, "outcome": ("completed", "failed")},
+        buckets=ORDER,
+    ),
+    Metric(
+        name="dead_letters_total",
+        kind=Kind.COUNTER,
+        help="Dead letters recorded, after the commit of their row.",
+        question="Why do orders die?",
+        services=("ops",),
+        labels={"stage": tuple(Stage), "reason": tuple(Reason)},
+    ),
+    Metric(
+        name="invariant_violations",
+        kind=Kind.GAUGE,
+        help="Rows that break a promise, by check; absent while the database cannot be asked. Any value above 0 pages.",
+        question="Is the promise kept?",
+        services=("ops",),
+        labels={"check": INVARIANTS},
+    ),
+    Metric(
+        name="amqp_connected",
+        kind=Kind.GAUGE,
+        help="1 while this process has its connections to the broker.",
+        question="Is it consuming at all?",
+        services=SERVICES,
+    ),
+    Metric(
+        name="amqp_blocked",
+        kind=Kind.GAUGE,
+        help="1 while the broker blocks our publishes.",
+        question="Is the broker short of memory or disk?",
+        services=SERVICES,
+    ),
+    Metric(
+        name="loop_last_success_timestamp_seconds",
+        kind=Kind.GAUGE,
+        help="Unix time of a loop's last turn; absent before the first.",
+        question="Does a loop hang?",
+        services=SERVICES,
+        labels={"loop": LOOPS},
+    ),
+    Metric(
+        name="build_info",
+        kind=Kind.GAUGE,
+        help="1, with what this process was built from as labels.",
+        question="Which build runs where?",
+        services=SERVICES,
+        labels={"version": Anything(), "revision": Anything(), "python": Anything()},
+    ),
+)
+
+
+def catalogue_table() -> str:
+    """The catalogue as a markdown table for the README: metric, type, labels, meaning, question."""
+    lines = ["| metric | type | labels | meaning | question |", "|---|---|---|---|---|"]
+    for metric in CATALOGUE:
+        labels = "; ".join(_shown(label, values) for label, values in metric.labels.items())
+        lines.append(f"| `{PREFIX}{metric.name}` | {metric.kind} | {labels} | {metric.help} | {metric.question} |")
+    return "\n".join(lines) + "\n"
+
+
+def _shown(label: str, values: Values) -> str:
+    if isinstance(values, tuple):
+        return f"{label} ({' '.join(values)})"
+    return f"{label} (as configured)" if isinstance(values, Configured) else label

@@ -1,0 +1,204 @@
+"""What every service process does alike: settings, logs, metrics, health, database, backends, a clean end."""
+
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
+
+import sqlalchemy as sa
+
+from shared.broker.broker import Broker
+from shared.broker.topology import Topology, topology
+from shared.config import Settings, SettingsError, load_settings
+from shared.database.engine import connect
+from shared.database.migrate import current_revision, newest_revision
+from shared.database.slots import Slots
+from shared.database.tasks import Tasks
+from shared.domain.errors import DarkroomError, Outage
+from shared.observe import logs, metrics
+from shared.observe.health import Health, Server, Watchdog
+from shared.observe.metrics import Metrics
+from shared.providers.base import Provider
+from shared.providers.comfyui_http import Timings
+from shared.providers.inputs import Pictures
+from shared.providers.registry import BackendConfig, Tools, build, load_backends
+from shared.providers.workflow import Workflows, load_workflows
+
+log = logging.getLogger(__name__)
+
+#: A loop that does not turn for so long hangs; the I/O loop ticks every second.
+CONSUME_LIMIT_SECONDS: Final = 60.0
+
+
+class CannotStart(DarkroomError):
+    """Something a person must put right first; the text says what."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """One process. Made by `start`; `wait` returns on SIGTERM or SIGINT."""
+
+    name: str
+    settings: Settings
+    backends: Sequence[BackendConfig]
+    topology: Topology
+    metrics: Metrics
+    health: Health
+    engine: sa.Engine
+    stopping: threading.Event
+
+    @property
+    def actor(self) -> str:
+        return f"{self.name}@{self.settings.instance}"
+
+    @property
+    def pools(self) -> list[str]:
+        return list(dict.fromkeys(backend.pool for backend in self.backends))
+
+    @property
+    def tasks(self) -> Tasks:
+        return Tasks(self.engine, self.actor, self.metrics)
+
+    @property
+    def slots(self) -> Slots:
+        return Slots(self.engine, self.actor, self.metrics)
+
+    def workflows(self) -> Workflows:
+        return load_workflows(self.settings.workflows_dir)
+
+    def providers(self, workflows: Workflows) -> dict[str, Provider]:
+        """One provider per backend of the file and of the table, where jobs of earlier files may still run."""
+        settings = self.settings
+        tools = Tools(
+            workflows=workflows,
+            pictures=Pictures(
+                folders=settings.input_folders,
+                allow_private=settings.allow_private_inputs,
+                connect_seconds=min(5.0, settings.input_timeout_seconds),
+                read_seconds=min(10.0, settings.input_timeout_seconds),
+                limit_seconds=settings.input_timeout_seconds,
+            ),
+            timings=Timings(
+                connect=min(5.0, settings.backend_timeout_seconds),
+                submit_read=settings.backend_timeout_seconds,
+                upload_read=settings.backend_timeout_seconds,
+                read=min(10.0, settings.backend_timeout_seconds),
+                settle=settings.settle_seconds,
+            ),
+        )
+        found: dict[str, Provider] = {}
+        for row in self.slots.backends():
+            found[row.name] = build(row, replace(tools, observe=partial(self._observe, row.name)))
+        return found
+
+    def sync_backends(self) -> None:
+        """The table `backends` says what the backends file says."""
+        wanted = [
+            (b.name, b.pool, b.adapter, b.url, b.capacity, b.max_run_seconds or self.settings.max_run_seconds)
+            for b in self.backends
+        ]
+        self.slots.sync(wanted)
+
+    def watch(self, broker: Broker) -> None:
+        """Have readiness follow the broker and the database."""
+
+        def broker_ready() -> tuple[bool, str]:
+            problems = broker.problems
+            return not problems, "; ".join(problems)
+
+        self.health.ask("broker", broker_ready, every_seconds=1.0)
+        self.health.ask("database", self._schema_is_right, every_seconds=5.0)
+
+    def tick(self) -> None:
+        """The I/O loop turned."""
+        self.health.beat("consume", CONSUME_LIMIT_SECONDS)
+
+    def serve_health(self) -> Server | None:
+        """Start /metrics, /livez, /readyz and the watchdog; None when the settings want no port."""
+        if self.settings.metrics_port < 0:
+            return None
+        server = Server(self.health, self.metrics, self.settings.metrics_host, self.settings.metrics_port).start()
+        Watchdog(self.health).start()
+        log.info("health served", extra={"host": server.host, "port": server.port})
+        return server
+
+    def wait(self, turn: Callable[[], None] = lambda: None, every_seconds: float = 1.0) -> None:
+        """Until told to stop; `turn` runs in between, and an outage in it is waited out."""
+        while not self.stopping.is_set():
+            try:
+                turn()
+            except Outage as error:
+                log.warning("outage", extra={"why": str(error)})
+            self.stopping.wait(every_seconds)
+        self.health.drain()
+        log.info("draining")
+
+    def _schema_is_right(self) -> tuple[bool, str]:
+        found = current_revision(self.engine)
+        wanted = newest_revision()
+        # A newer schema is fine: migrations that old code cannot survive come after the old code is gone.
+        return found is not None and found >= wanted, f"schema {found}, this code needs {wanted}"
+
+    def _observe(self, backend: str, operation: str, result: str, seconds: float) -> None:
+        self.metrics.count("backend_requests_total", backend=backend, operation=operation, result=result)
+        self.metrics.observe("backend_request_seconds", seconds, backend=backend, operation=operation)
+
+
+def start(name: str, threads: int) -> Service:
+    """Read the settings, set up logs, metrics and signals, and wait for a database with the right schema.
+
+    threads -- database connections this process may need at once
+
+    Raises SettingsError, InvalidBackends, CannotStart: all of them for a person to read.
+    """
+    settings = load_settings()
+    logs.configure(name, settings.instance, settings.log_level)
+    if settings.backends_file is None:
+        raise CannotStart("DARKROOM_BACKENDS_FILE is not set: name the TOML file with your [[backend]] tables")
+    backends = load_backends(settings.backends_file)
+    pools = list(dict.fromkeys(backend.pool for backend in backends))
+    topo = topology(pools)
+    measured = metrics.build(
+        name, pools=pools, backends=[b.name for b in backends], queues=[queue.name for queue in topo.queues]
+    )
+    service = Service(
+        name=name,
+        settings=settings,
+        backends=backends,
+        topology=topo,
+        metrics=measured,
+        health=Health(measured, required=("broker", "database")),
+        engine=connect(settings.database_url.get_secret_value(), pool_size=threads),
+        stopping=threading.Event(),
+    )
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda *_: service.stopping.set())
+    _wait_for_schema(service)
+    return service
+
+
+def _wait_for_schema(service: Service) -> None:
+    """Returns when the database can be used; an empty one is a person's business, an absent one comes back."""
+    while not service.stopping.is_set():
+        try:
+            found = current_revision(service.engine)
+        except Outage as error:
+            log.warning("waiting for the database", extra={"why": str(error)})
+            service.stopping.wait(1.0)
+            continue
+        if found is None or found < newest_revision():
+            raise CannotStart(f"the database is at schema {found}, not {newest_revision()}: run `darkroom migrate`")
+        return
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` as the process; mistakes in the configuration are a few plain lines and exit status 2."""
+    try:
+        main()
+    except (SettingsError, DarkroomError) as error:
+        sys.stderr.write(f"{error}\n")
+        sys.exit(2)

@@ -1,0 +1,173 @@
+"""Where finished pictures are kept: a local folder, S3, Google or Azure, told apart by the URL alone."""
+
+import hashlib
+import io
+import os
+import re
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError, NotFoundError
+from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
+
+from shared.domain.errors import StorageAway
+from shared.domain.messages import Artifact
+from shared.observe.logs import redacted
+from shared.pictures import BrokenPicture, verified
+
+__all__ = ["MAX_PICTURE_BYTES", "Artifacts", "BrokenPicture"]
+
+#: Bytes of one picture; a backstop, the download has a limit of its own.
+MAX_PICTURE_BYTES: Final = 128 * 1024 * 1024
+
+#: A store that is away must be noticed before the lease of the row is over.
+_RETRY: Final[Any] = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
+_CLIENT: Final[Any] = {"timeout": "30s", "connect_timeout": "5s"}
+
+#: The only keys this module makes; anything else names no picture of ours.
+_KEY: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/\d{1,9}/\d{1,9}\.(png|jpg)", re.ASCII)
+
+#: LocalStore writes to `<key>#<n>` and renames. One that is older was left by a process that was killed.
+_ABANDONED_AFTER_SECONDS: Final = 30.0
+
+
+class Artifacts:
+    """The artifact store at `url`. Safe to use from many threads.
+
+    url -- a folder (plain path or file:///…), s3://bucket/prefix, gs://…, az://…, or memory:// for tests. Keys and
+           regions come from the environment variables that each cloud's own tools read.
+
+    Raises ValueError when the URL cannot be used, StorageAway when the folder cannot be made.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._folder = _folder_of(url)
+        self._store = _store_for(url, self._folder)
+
+    def put(self, task_id: uuid.UUID, attempt: int, index: int, file: BinaryIO) -> Artifact:
+        """The picture in `file` is whole, stripped of its words and stored. Storing it again changes nothing.
+
+        Raises BrokenPicture: nothing was stored. StorageAway: no half picture stands under the key; put it again.
+        """
+        data = file.read(MAX_PICTURE_BYTES + 1)
+        if len(data) > MAX_PICTURE_BYTES:
+            raise BrokenPicture(f"the file has more than {MAX_PICTURE_BYTES} bytes")
+        picture = verified(data)
+        key = f"{task_id}/{attempt}/{index}.{picture.extension}"
+        attributes: dict[str, str] | None = None if self._folder else {"Content-Type": picture.media_type}
+        with self._away("put", key):
+            try:
+                obstore.put(self._store, key, picture.data, attributes=attributes, use_multipart=False)
+            except (FileNotFoundError, NotFoundError) as error:
+                raise StorageAway(f"put {key}: {_first_line(error)}") from error
+            self._make_durable(key)
+        return Artifact(
+            index=index,
+            key=key,
+            sha256=hashlib.sha256(picture.data).hexdigest(),
+            bytes=len(picture.data),
+            media_type=picture.media_type,
+            width=picture.width,
+            height=picture.height,
+        )
+
+    def open(self, key: str) -> BinaryIO:
+        """The stored picture as a file. Raises FileNotFoundError, StorageAway."""
+        return io.BytesIO(self.read(key))
+
+    def read(self, key: str) -> bytes:
+        """The bytes of the stored picture. Raises FileNotFoundError, StorageAway."""
+        with self._away("read", key):
+            return obstore.get(self._store, _ours(key)).bytes().to_bytes()
+
+    def exists(self, key: str, sha256: str | None = None) -> bool:
+        """Whether a picture is stored there, with exactly these bytes when `sha256` is given. Raises StorageAway."""
+        try:
+            if sha256 is not None:
+                return self.digest(key) == sha256
+            with self._away("look for", key):
+                obstore.head(self._store, _ours(key))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def digest(self, key: str) -> str:
+        """SHA-256 (hex) of the stored bytes, read again from the store. Raises FileNotFoundError, StorageAway."""
+        with self._away("read", key):
+            seen = hashlib.sha256()
+            for chunk in obstore.get(self._store, _ours(key)).stream():
+                seen.update(chunk)
+            return seen.hexdigest()
+
+    @contextmanager
+    def _away(self, what: str, key: str) -> Iterator[None]:
+        """Everything that goes wrong is StorageAway, but a picture that is not there."""
+        try:
+            yield
+        except (FileNotFoundError, NotFoundError) as error:
+            if self._folder is not None and not self._folder.is_dir():  # a volume that is not mounted holds nothing
+                raise StorageAway(f"{what} {key}: the folder of the pictures is gone") from error
+            raise FileNotFoundError(f"no picture {key}") from error
+        except (BaseError, OSError) as error:
+            raise StorageAway(f"{what} {key}: {_first_line(error)}") from error
+
+    def _make_durable(self, key: str) -> None:
+        """Force a folder's new file and its name to the disk: the row is about to say that the picture is kept."""
+        if self._folder is None:
+            return
+        path = self._folder / key
+        for place in (path, path.parent, path.parent.parent, self._folder):
+            handle = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        for half in path.parent.glob(f"{path.name}#*"):
+            with suppress(OSError):  # somebody else swept it
+                if time.time() - half.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
+                    half.unlink()
+
+
+def _folder_of(url: str) -> Path | None:
+    """The folder a plain path or file URL means, None for every other URL."""
+    if "://" not in url:
+        return Path(url).expanduser().resolve()
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return None
+    if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
+        raise ValueError("a file URL of the artifact store needs three slashes and an absolute path: file:///…")
+    return Path(unquote(parts.path)).resolve()
+
+
+def _store_for(url: str, folder: Path | None) -> ObjectStore:
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return LocalStore(folder)
+        except (BaseError, OSError) as error:
+            raise StorageAway(f"the folder of the pictures cannot be made: {_first_line(error)}") from error
+    if url.startswith("memory:"):
+        return MemoryStore()
+    try:
+        return from_url(url, client_options=_CLIENT, retry_config=_RETRY)
+    except (BaseError, OSError, ValueError) as error:
+        raise ValueError(f"the artifact store cannot be used: {_first_line(error)}") from error
+
+
+def _ours(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise FileNotFoundError(f"no picture {key[:100]}")
+    return key
+
+
+def _first_line(error: Exception) -> str:
+    """What happened, without the address's query string and the dump of the library's own structures behind it."""
+    return redacted(str(error).partition("\n")[0], 300)
