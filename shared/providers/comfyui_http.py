@@ -1,0 +1,325 @@
+"""One HTTP call to one ComfyUI server, and what its ending means. No retry of anything that changes something.
+
+ProviderAway
+├── NoConnection   nothing left this machine: the server cannot have seen the request
+└── NoAnswer       the request may have arrived, and no usable answer came back
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Final
+
+import requests
+import urllib3.exceptions
+
+from shared.domain.errors import ProviderAway
+
+#: Called once per HTTP call with (operation, result, seconds).
+#: operation: submit, poll, download, cancel, health, upload
+#: result:    ok, timeout, connect, http_429, http_4xx, http_5xx, bad_response, other
+Observe = Callable[[str, str, float], None]
+
+#: Largest JSON answer read. A queue of 2 000 graphs is 5 MB.
+_MAX_JSON_BYTES: Final = 64 * 2**20
+_CHUNK: Final = 64 * 1024
+
+
+class NoConnection(ProviderAway):
+    """No connection came about, so nothing was asked and nothing was done."""
+
+
+class NoAnswer(ProviderAway):
+    """The request left and no usable answer came."""
+
+
+class BadAnswer(NoAnswer):
+    """The server answers, but not as ComfyUI does; asking about something else may work."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timings:
+    """Seconds. `read` is the longest silence; a body that trickles is cut off once connect + read are over."""
+
+    connect: float = 5.0
+    submit_read: float = 30.0
+    upload_read: float = 30.0
+    read: float = 10.0
+    view_read: float = 60.0
+    view_limit: float = 300.0
+    #: How long a request may sit in a socket buffer after its connection broke.
+    settle: float = 2.0
+    #: How long `cancel` waits to see the job leave.
+    cancel_wait: float = 2.0
+    cancel_poll: float = 0.1
+
+    @property
+    def look(self) -> float:
+        return self.connect + self.read
+
+    @property
+    def post(self) -> float:
+        return self.connect + self.submit_read
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    #: The decoded JSON, None when the body is no JSON.
+    body: Any
+    text: str
+    retry_after: str | None
+
+
+class Server:
+    """The calls of one server, from any thread: requests promises no such thing for a Session, so each has its own."""
+
+    def __init__(self, url: str, timings: Timings, observe: Observe, on_lost: Callable[[], None]) -> None:
+        self._url = url.rstrip("/")
+        self._timings = timings
+        self._observe = observe
+        self._on_lost = on_lost  # the server may come back as another version
+        self._local = threading.local()
+
+    @contextmanager
+    def until(self, ends: float) -> Iterator[None]:
+        """No call of this thread goes past `ends` (monotonic) inside; without time left it raises NoConnection."""
+        self._local.ends = ends
+        try:
+            yield
+        finally:
+            self._local.ends = None
+
+    def get(self, path: str, operation: str, params: Mapping[str, str] | None = None) -> Answer:
+        """A question. Asked again once, on a new connection, when a kept-alive one turns out to be dead."""
+        for is_last in (False, True):
+            try:
+                return self._json("GET", path, operation, read=self._timings.read, params=params)
+            except _BrokenConnection:
+                if is_last:
+                    raise
+        raise AssertionError("unreachable")
+
+    def post(self, path: str, operation: str, value: Any = None) -> Answer:
+        """A command that does no harm when it is carried out twice."""
+        return self._json("POST", path, operation, read=self._timings.read, json=value)
+
+    def post_once(self, path: str, operation: str, data: bytes) -> Answer:
+        """A command that must be sent once, so on a connection of its own.
+
+        A kept-alive connection that the server closes just as we send looks exactly like a lost answer, and would cost
+        the settling time for nothing. A new connection costs 1 ms.
+        """
+        headers = {"Content-Type": "application/json", "Connection": "close"}
+        with _new_session() as session:
+            return self._json(
+                "POST", path, operation, read=self._timings.submit_read, session=session, data=data, headers=headers
+            )
+
+    def upload(self, filename: str, content: bytes, fields: Mapping[str, str]) -> Answer:
+        """POST /upload/image. The same bytes under the same name are stored once."""
+        files = {"image": (filename, content, "image/png")}
+        return self._json(
+            "POST", "/upload/image", "upload", read=self._timings.upload_read, files=files, data=dict(fields)
+        )
+
+    def exists(self, params: Mapping[str, str]) -> bool:
+        """Whether a complete PNG lies there. A crash can leave half a file, which does not end in IEND."""
+        head = self._json("HEAD", "/view", "poll", read=self._timings.read, params=params)
+        if head.status == 404:
+            return False
+        if head.status != 200:
+            raise BadAnswer(f"HEAD /view: HTTP {head.status}")
+        with self._open("/view", "poll", params, read=self._timings.read, headers={"Range": "bytes=-12"}) as response:
+            if response.status_code not in (200, 206):
+                raise BadAnswer(f"GET /view of the last bytes: HTTP {response.status_code}")
+            tail = b""
+            for chunk in self._chunks(response, time.monotonic() + self._timings.view_limit):
+                tail = (tail + chunk)[-12:]
+        return tail[4:8] == b"IEND"
+
+    def download(self, params: Mapping[str, str], target: BinaryIO, max_bytes: int) -> int | None:
+        """Write a file into `target` and return its size; None when it is gone. Raises ValueError above `max_bytes`."""
+        with self._open("/view", "download", params, read=self._timings.view_read) as response:
+            if response.status_code == 404:
+                return None
+            if response.status_code != 200:
+                raise BadAnswer(f"GET /view: HTTP {response.status_code}")
+            size = 0
+            for chunk in self._chunks(response, time.monotonic() + self._timings.view_limit):
+                size += len(chunk)
+                if size > max_bytes:
+                    raise ValueError(f"the picture is larger than {max_bytes} bytes")
+                target.write(chunk)
+        return size
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        operation: str,
+        *,
+        read: float,
+        session: requests.Session | None = None,
+        **more: Any,
+    ) -> Answer:
+        connect, read = self._patience(read)
+        ends = time.monotonic() + connect + read
+        with self._call(operation) as call, self._translated(method, path):
+            response = (session or self._session()).request(
+                method,
+                self._url + path,
+                timeout=(connect, read),
+                allow_redirects=False,
+                stream=True,
+                **more,
+            )
+            with response:
+                raw = bytearray()
+                for chunk in self._chunks(response, ends):
+                    raw += chunk
+                    if len(raw) > _MAX_JSON_BYTES:
+                        raise BadAnswer(f"{method} {path}: more than {_MAX_JSON_BYTES} bytes")
+            body = _decoded(bytes(raw))
+            call.result = _result(response.status_code, is_readable=body is not None or not raw)
+            return Answer(
+                response.status_code, body, raw[:500].decode("utf-8", "replace"), response.headers.get("Retry-After")
+            )
+
+    @contextmanager
+    def _open(
+        self,
+        path: str,
+        operation: str,
+        params: Mapping[str, str],
+        *,
+        read: float,
+        headers: dict[str, str] | None = None,
+    ) -> Iterator[requests.Response]:
+        with (
+            self._call(operation) as call,
+            self._translated("GET", path),
+            self._session().get(
+                self._url + path,
+                params=dict(params),
+                headers={"Accept-Encoding": "identity", **(headers or {})},
+                timeout=self._patience(read),
+                allow_redirects=False,
+                stream=True,
+            ) as response,
+        ):
+            call.result = _result(response.status_code, is_readable=True)
+            yield response
+
+    def _chunks(self, response: requests.Response, ends: float) -> Iterator[bytes]:
+        """The body as it comes; a body that ends before its Content-Length, or trickles past `ends`, raises."""
+        for chunk in response.iter_content(_CHUNK):
+            yield chunk
+            if time.monotonic() > ends:
+                raise requests.ReadTimeout("the answer did not end in time")
+
+    def _patience(self, read: float) -> tuple[float, float]:
+        """Connect and read time-out. A call can be silent three times: connecting, before its headers, in its body."""
+        ends: float | None = getattr(self._local, "ends", None)
+        if ends is None:
+            return self._timings.connect, read
+        third = (ends - time.monotonic()) / 3
+        if third <= 0:
+            raise NoConnection("no time is left for another call")
+        return min(self._timings.connect, third), min(read, third)
+
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = _new_session()
+        return session
+
+    @contextmanager
+    def _call(self, operation: str) -> Iterator["_Call"]:
+        call = _Call()
+        began = time.monotonic()
+        try:
+            yield call
+        except NoConnection:
+            call.result = "connect"
+            raise
+        except BadAnswer:
+            call.result = "bad_response" if call.result in ("ok", "other") else call.result
+            raise
+        except _Silence:
+            call.result = "timeout"
+            raise
+        except _BrokenConnection:
+            call.result = "other"
+            raise
+        finally:
+            self._observe(operation, call.result, time.monotonic() - began)
+
+    @contextmanager
+    def _translated(self, method: str, path: str) -> Iterator[None]:
+        """Which exception of requests means what; measured with requests 2.34 against broken sockets."""
+        where = f"{method} {path}"
+        try:
+            yield
+        except requests.ConnectTimeout as error:
+            self._on_lost()
+            raise NoConnection(f"{where}: no connection within {self._timings.connect} s") from error
+        except requests.exceptions.ChunkedEncodingError as error:
+            raise _BrokenConnection(f"{where}: the answer was cut off") from error
+        except requests.Timeout as error:
+            raise _Silence(f"{where}: no answer in time") from error
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            self._on_lost()
+            reason = getattr(error.args[0], "reason", None) if error.args else None
+            if isinstance(reason, urllib3.exceptions.NewConnectionError):  # refused, or no such host
+                raise NoConnection(f"{where}: no connection") from error
+            if isinstance(error, requests.ConnectionError) and _is_silence(error):
+                raise _Silence(f"{where}: no answer in time") from error
+            raise _BrokenConnection(f"{where}: connection lost ({type(error).__name__})") from error
+
+
+class _Silence(NoAnswer):
+    """Nobody said anything for too long."""
+
+
+class _BrokenConnection(NoAnswer):
+    """Reset or closed before the answer was whole."""
+
+
+@dataclass(slots=True)
+class _Call:
+    result: str = "other"
+
+
+def _new_session() -> requests.Session:
+    session = requests.Session()  # its adapters repeat nothing: max_retries is 0
+    session.trust_env = False  # no proxy and no .netrc of the environment
+    session.headers["User-Agent"] = "darkroom"
+    return session
+
+
+def _is_silence(error: requests.ConnectionError) -> bool:
+    """A time-out while reading a body or sending a large one comes as a ConnectionError around it."""
+    cause = error.args[0] if error.args else None
+    parts = [cause, *getattr(cause, "args", ())]
+    return any(isinstance(part, urllib3.exceptions.ReadTimeoutError | TimeoutError) for part in parts)
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _result(status: int, *, is_readable: bool) -> str:
+    if status == 429:
+        return "http_429"
+    if status >= 500:
+        return "http_5xx"
+    if status in (400, 404) or status < 300:  # both are answers: a refusal, and "there is no such thing"
+        return "ok" if is_readable or status != 200 else "bad_response"
+    return "http_4xx"

@@ -1,0 +1,164 @@
+"""Where a ComfyUI job is: in the queue, in the history, on disk, or nowhere. Reads only.
+
+Nothing is called gone before two rounds of looking, some seconds apart, and a look at its output files: a request may
+still sit in a socket buffer, a finished job reaches the history a moment late, and a restart forgets all but files.
+"""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+from urllib.parse import quote
+
+from shared.providers.base import Gone, Job, JobState, Running, Succeeded
+from shared.providers.comfyui_answers import (
+    Detail,
+    Finished,
+    JobList,
+    Queue,
+    read,
+    state_of_detail,
+    state_of_finished,
+    state_of_row,
+)
+from shared.providers.comfyui_http import BadAnswer, Server
+from shared.providers.workflow import Workflows
+
+#: The first version whose POST /interrupt heeds `prompt_id`; older ones kill whatever runs.
+_INTERRUPTS_BY_ID: Final = (0, 3, 56)
+
+
+class Looks:
+    """Every way to ask one server about jobs. Usable from all threads."""
+
+    def __init__(self, server: Server, workflows: Workflows, *, settle: float) -> None:
+        self._server = server
+        self._workflows = workflows
+        self._settle = settle
+        #: Whether GET /api/jobs exists; None: not asked since the last lost connection.
+        self._is_modern: bool | None = None
+        self._version: tuple[int, ...] | None = None
+
+    def forget_generation(self) -> None:
+        self._is_modern = self._version = None
+
+    def states(self, jobs: Sequence[Job]) -> dict[uuid.UUID, JobState]:
+        """The state of each job: one bulk call, single reads for the absent, one wait for all that are still absent."""
+        found = self._round(jobs)
+        absent = [job for job in jobs if job.job_key not in found]
+        if absent:
+            time.sleep(self._settle)
+            found |= self._round(absent)
+        for job in absent:
+            if job.job_key not in found:
+                found[job.job_key] = self._on_disk(job)
+        return found
+
+    def settled(self, job: Job) -> JobState:
+        """The state of one job whose POST may still be on its way: each of the two looks comes after a wait."""
+        time.sleep(self._settle)
+        return self.states([job])[job.job_key]
+
+    def row(self, prompt_id: str) -> Running | None:
+        """Whether it waits or runs right now; None when it does neither."""
+        return self._active().get(prompt_id)
+
+    def queue(self) -> Queue:
+        return read(Queue, self._server.get("/queue", "poll"), "GET /queue")
+
+    def can_cancel(self) -> bool:
+        """Whether POST /api/jobs/{id}/cancel may exist."""
+        return self._modern()
+
+    def can_interrupt_by_id(self) -> bool:
+        """False also when the version cannot be read: killing somebody else's job is worse than letting ours run."""
+        if self._version is None:
+            answer = self._server.get("/system_stats", "poll")
+            match answer.body:
+                case {"system": {"comfyui_version": str(version)}} if answer.status == 200:
+                    self._version = _version(version)
+        return self._version is not None and self._version >= _INTERRUPTS_BY_ID
+
+    def _round(self, jobs: Sequence[Job]) -> dict[uuid.UUID, JobState]:
+        """One look at each; those that are nowhere are left out."""
+        if not jobs:
+            return {}
+        found: dict[uuid.UUID, JobState] = {}
+        active = self._active() if len(jobs) > 1 or not self._modern() else {}
+        for job in jobs:
+            try:
+                state = active.get(_id(job)) or self._single(job)
+            except BadAnswer:
+                if len(jobs) == 1:
+                    raise
+                state = Running()  # what we do not understand is running; its neighbours must not wait for it
+            if state is not None:
+                found[job.job_key] = state
+        return found
+
+    def _active(self) -> dict[str, Running]:
+        """Everything queued or running, by prompt id. A poisoned entry makes /api/jobs fail; /queue still works."""
+        if self._modern():
+            answer = self._server.get("/api/jobs", "poll", {"status": "pending,in_progress"})
+            if answer.status == 200:
+                rows = ((row.id, state_of_row(row.status)) for row in read(JobList, answer, "GET /api/jobs").jobs)
+                return {prompt_id: state for prompt_id, state in rows if state is not None}
+            self._note_absence(answer.status)
+        return dict(self.queue().states())
+
+    def _single(self, job: Job) -> JobState | None:
+        """Modern reads queue and history in one call. Legacy: the queue was read first, so a finish is not missed."""
+        if not self._modern():
+            return self._history(job)
+        answer = self._server.get(f"/api/jobs/{quote(_id(job), safe='')}", "poll")
+        if answer.status == 404 and isinstance(answer.body, dict) and "error" in answer.body:
+            return None
+        if answer.status == 200:
+            return state_of_detail(read(Detail, answer, "GET /api/jobs/..."), self._workflows.expected_counts(job))
+        self._note_absence(answer.status)
+        return self.queue().states().get(_id(job)) or self._history(job)
+
+    def _history(self, job: Job) -> JobState | None:
+        """GET /history/{id}: {} for everything that has not finished, never 404."""
+        answer = self._server.get(f"/history/{quote(_id(job), safe='')}", "poll")
+        if answer.status != 200 or not isinstance(answer.body, dict):
+            raise BadAnswer(f"GET /history/...: HTTP {answer.status}, not an answer of ComfyUI")
+        entry = answer.body.get(_id(job))
+        if entry is None:
+            return None
+        finished = read(Finished, replace(answer, body=entry), "GET /history/...")
+        return state_of_finished(finished.outputs, finished.status, self._workflows.expected_counts(job))
+
+    def _on_disk(self, job: Job) -> JobState:
+        """Succeeded when every picture lies in the folder of this attempt: a restart forgot the job, not its work."""
+        files = self._workflows.expected_files(job)
+        names = [{"filename": file.filename, "subfolder": file.subfolder, "type": "output"} for file in files]
+        if names and all(self._server.exists(name) for name in names):
+            return Succeeded(names)
+        return Gone()
+
+    def _modern(self) -> bool:
+        if self._is_modern is None:
+            answer = self._server.get("/api/jobs", "poll", {"limit": "1"})
+            if answer.status not in (200, 400, 404, 500):
+                raise BadAnswer(f"GET /api/jobs: HTTP {answer.status}")
+            self._is_modern = answer.status != 404
+        return self._is_modern
+
+    def _note_absence(self, status: int) -> None:
+        """After an /api/jobs* that gave no answer: 404 means that the server is another version now, 500 poison."""
+        if status == 404:
+            self._is_modern = False
+        elif status != 500:
+            raise BadAnswer(f"GET /api/jobs: HTTP {status}")
+
+
+def _id(job: Job) -> str:
+    """An adopted job has an id that is not its key."""
+    return job.provider_job_id or str(job.job_key)
+
+
+def _version(text: str) -> tuple[int, ...] | None:
+    parts = text.removeprefix("v").split(".")[:3]
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else None

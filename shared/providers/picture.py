@@ -1,0 +1,66 @@
+"""An input picture, decoded and written anew: nothing of a customer's file but its pixels goes to a server."""
+
+import hashlib
+import io
+import struct
+import zlib
+from dataclasses import dataclass, field
+from typing import Final
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from shared.domain.errors import InputUnavailable
+
+FORMATS: Final = ("PNG", "JPEG", "WEBP")
+#: What Pillow raises for broken files, found by cutting and flipping bytes of samples.
+_BROKEN: Final = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error, zlib.error
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """RGB or RGBA as PNG without any metadata. The same pixels give the same bytes, hence the same name."""
+
+    png: bytes = field(repr=False)
+    sha256: str
+    width: int
+    height: int
+
+
+def re_encode(content: bytes, *, max_pixels: int) -> Picture:
+    """The first frame, upright. Raises InputUnavailable for what is no whole PNG, JPEG or WebP picture."""
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:  # reads the header only
+            if image.width * image.height > max_pixels:
+                raise InputUnavailable(f"{image.width} x {image.height} is more than {max_pixels} pixels")
+            image.load()  # raises when the file is cut off
+            upright = _upright(image)
+            flat = _eight_bits(upright)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputUnavailable(f"more than {max_pixels} pixels") from error
+    except UnidentifiedImageError as error:
+        raise InputUnavailable("not a PNG, JPEG or WebP picture") from error
+    except _BROKEN as error:
+        raise InputUnavailable("the picture is damaged or cut off") from error
+    target = io.BytesIO()
+    flat.save(target, format="PNG", compress_level=1)  # a third of the time of level 6, 15 % more bytes
+    png = target.getvalue()
+    return Picture(png, hashlib.sha256(png).hexdigest(), flat.width, flat.height)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except _BROKEN:  # the orientation is unreadable, the pixels are not
+        return image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey; convert() would cut everything above 255 to white
+        image = image.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+    has_alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    flat = image.convert("RGBA" if has_alpha else "RGB")
+    flat = flat.copy() if flat is image else flat
+    flat.info.clear()  # or the PNG would carry the profile and the comments on
+    return flat
