@@ -1,0 +1,104 @@
+"""The poller: finds what is due, watches the servers, checks jobs, stores pictures."""
+
+import logging
+import threading
+
+from services.poller.check import Check
+from services.poller.schedule import Schedule
+from services.poller.watch import Watch
+from shared.broker.broker import Broker
+from shared.broker.consumer import Subscription
+from shared.broker.topology import check_queue
+from shared.database.leader import Leader
+from shared.domain.errors import Outage
+from shared.service import run, start
+from shared.storage import Artifacts
+
+log = logging.getLogger(__name__)
+
+_CHECK_THREADS = 4
+
+
+def main() -> None:
+    service = start("poller", threads=12)
+    settings = service.settings
+    service.sync_backends()
+    providers = service.providers(service.workflows())
+    rows = service.slots.backends()
+    check = Check(
+        service.tasks,
+        service.slots,
+        providers,
+        Artifacts(settings.artifacts_url),
+        retry=settings.retry,
+        max_run_seconds={row.name: row.max_run_seconds for row in rows},
+        frozen_after_seconds=settings.frozen_after_seconds,
+        metrics=service.metrics,
+    )
+    broker = Broker(
+        settings.amqp_urls,
+        service.topology,
+        name=service.actor,
+        metrics=service.metrics,
+        subscriptions=[
+            Subscription(
+                queue=check_queue(pool),
+                handler=check.handle,
+                prefetch=2 * _CHECK_THREADS,
+                threads=_CHECK_THREADS,
+            )
+            for pool in service.pools
+        ],
+        clear=service.tasks.clear_due,
+        brake_after=settings.brake_after,
+        tick=service.tick,
+    )
+    schedule = Schedule(
+        service.tasks,
+        service.slots,
+        broker.publisher,
+        service.pools,
+        interval=settings.schedule_interval_seconds,
+        check_interval=settings.check_interval_seconds,
+        permit_interval=settings.permit_interval_seconds,
+    )
+    leader = Leader(service.engine)
+
+    def hint(backend: str) -> None:
+        try:
+            schedule.look_now([backend])
+        except Outage as error:  # a hint may be lost: the rows come due anyway
+            log.info("hint lost", extra={"backend": backend, "why": str(error)})
+
+    service.watch(broker)
+    server = service.serve_health()
+    broker.start()
+    watches = [
+        Watch(row, providers[row.name], service.slots, leader, hint=hint, stopping=service.stopping)
+        for row in rows
+        if row.adapter == "comfyui"
+    ]
+    threads = [threading.Thread(target=watch.run, name="watch", daemon=True) for watch in watches]
+    threads.append(
+        threading.Thread(
+            target=schedule.run,
+            args=(service.stopping, lambda: service.health.beat("schedule", 60.0)),
+            name="schedule",
+            daemon=True,
+        )
+    )
+    for thread in threads:
+        thread.start()
+    service.wait()
+    service.health.retire("schedule")
+    for thread in threads:
+        thread.join(6.0)
+    if not broker.stop(settings.drain_seconds):
+        log.warning("work left unfinished; it comes back by itself")
+    leader.close()
+    if server is not None:
+        server.close()
+
+
+if __name__ == "__main__":
+    run(main)

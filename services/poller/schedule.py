@@ -1,0 +1,145 @@
+"""The table owns time: finds rows whose moment has come, sends them to be checked, makes missing permits again."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from itertools import groupby
+from threading import Event
+from typing import Final, Literal
+
+from shared.broker.publisher import Publisher
+from shared.broker.topology import check_queue, submit_queue
+from shared.database.moves import Change
+from shared.database.slots import Slots
+from shared.database.tasks import Tasks
+from shared.domain.errors import BrokerAway, Outage
+from shared.domain.messages import CheckTasks, Message, TaskRef, check, dead_letter, event, permit
+from shared.domain.outcome import FollowUp
+from shared.domain.task import Reason, Stage, Status, Task
+
+log = logging.getLogger(__name__)
+
+#: Rows taken in one turn; more are there in the next one.
+_BATCH: Final = 1000
+#: Rows one check message names: one bulk status call.
+_PER_MESSAGE: Final = 100
+#: A check queue with more messages than this is not draining and gets no further ones.
+_DRAINING_BELOW: Final = 50
+#: Permits made in one turn and pool.
+_PERMITS: Final = 500
+_CONFIRM_SECONDS: Final = 15.0
+
+
+class Schedule:
+    """One loop; several processes may run it, they skip each other's rows.
+
+    pools           -- pools of the backends file, each with its queues; a row of any other goes to the first one's
+    check_interval  -- seconds until a running job is looked at again
+    permit_interval -- seconds between two looks for missing permits
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        slots: Slots,
+        publisher: Publisher,
+        pools: Sequence[str],
+        *,
+        interval: float,
+        check_interval: float,
+        permit_interval: float,
+    ) -> None:
+        self._tasks = tasks
+        self._slots = slots
+        self._publisher = publisher
+        self._pools = list(pools)
+        self._interval = interval
+        self._check_interval = check_interval
+        self._permit_interval = permit_interval
+
+    def run(self, stopping: Event, beat: Callable[[], None]) -> None:
+        """Turn until told to stop; an outage only means that this turn did nothing."""
+        permits_at = 0.0
+        while not stopping.is_set():
+            beat()
+            try:
+                full = self.turn()
+                if time.monotonic() >= permits_at:
+                    self.make_permits()
+                    permits_at = time.monotonic() + self._permit_interval
+            except Outage as error:
+                log.warning("schedule waits", extra={"why": str(error)})
+                full = False
+                stopping.wait(1.0)
+            if not full:
+                stopping.wait(self._interval)
+
+    def turn(self) -> bool:
+        """Send every due row on its way; True when there may be more of them. Raises Outage: they come due again."""
+        stuck = [pool for pool in self._pools if self._depth(check_queue(pool)) > _DRAINING_BELOW]
+        rows = self._tasks.take_due(_BATCH, self._check_interval, stuck)
+        self._end_overdue([r for r in rows if r.status is Status.PENDING and r.is_past_deadline])
+        # A submitting row within its deadline needs no look: a permit brings the takeover.
+        look = [r for r in rows if r.status.is_final or r.status is Status.PROCESSING]
+        look += [r for r in rows if r.status is Status.SUBMITTING and r.is_past_deadline]
+        self._publish(self._checks(look, "poll"))
+        return len(rows) == _BATCH
+
+    def look_now(self, backends: Sequence[str]) -> None:
+        """Check the running jobs of these backends now: something happened there. Raises Outage."""
+        self._publish(self._checks(self._tasks.take_running(backends, _BATCH, self._check_interval), "push"))
+
+    def make_permits(self) -> None:
+        """Per pool that runs, as many permits as rows are free to take beyond the messages ready in its queue."""
+        running = {b.pool for b in self._slots.backends() if b.takes_work} & set(self._pools)
+        missing: list[Message] = []
+        for pool, rows in self._tasks.free_rows(sorted(running)).items():
+            if rows:
+                count = min(_PERMITS, rows - self._depth(submit_queue(pool)))
+                missing += [permit(pool) for _ in range(count)]
+        self._publish(missing)
+
+    def _end_overdue(self, rows: Sequence[Task]) -> None:
+        """pending -> failed here and not in a handler: a paused pool has no consumer."""
+        changes = [
+            Change(
+                task=row,
+                to=Status.FAILED,
+                reason=Reason.DEADLINE,
+                detail="the deadline passed while the order waited",
+                stage=Stage.SUBMIT,
+            )
+            for row in rows
+        ]
+        failed = list(self._tasks.move(changes).values())
+        self._publish([message for row in failed for message in (dead_letter(row), event(row, "failed"))])
+        if failed:
+            self._tasks.clear_due([FollowUp(row.id, row.version) for row in failed])
+
+    def _checks(self, rows: Sequence[Task], via: Literal["poll", "push"]) -> list[Message]:
+        def place(row: Task) -> tuple[str, str]:
+            return (row.pool if row.pool in self._pools else self._pools[0], row.backend or "")
+
+        messages = []
+        for (pool, backend), group in groupby(sorted(rows, key=place), key=place):
+            rows_here = list(group)
+            for start in range(0, len(rows_here), _PER_MESSAGE):
+                part = rows_here[start : start + _PER_MESSAGE]
+                refs = [TaskRef(task_id=row.id, attempt=row.attempt) for row in part]
+                messages.append(check(pool, CheckTasks(pool=pool, backend=backend or None, via=via, tasks=refs)))
+        return messages
+
+    def _publish(self, messages: Sequence[Message]) -> None:
+        sent = self._publisher.publish(messages)
+        try:
+            sent.result(_CONFIRM_SECONDS)
+        except FutureTimeoutError:
+            sent.cancel()
+            raise BrokerAway(f"{len(messages)} messages not confirmed in {_CONFIRM_SECONDS:.0f} s") from None
+
+    def _depth(self, queue: str) -> int:
+        try:
+            return self._publisher.depth(queue).result(_CONFIRM_SECONDS)
+        except FutureTimeoutError:
+            raise BrokerAway(f"the depth of {queue} was not answered") from None

@@ -1,0 +1,122 @@
+"""Listens to each ComfyUI's websocket. What it says only speeds things up; the checks decide.
+
+A ComfyUI tells every socket how long its queue is. When it got shorter, or the socket came back after a break, the
+running jobs of that server are checked now instead of at their next look. The same loop knows best whether the
+server is there at all, so it writes `health`.
+"""
+
+import json
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import websocket
+
+from shared.database.leader import Leader
+from shared.database.slots import Backend, Slots
+from shared.domain.errors import Outage
+
+log = logging.getLogger(__name__)
+
+_RECONNECT_SECONDS: Final = 1.0
+_RECEIVE_SECONDS: Final = 5.0
+#: Several jobs that end together, and the moment until the history shows them, become one check.
+_GATHER_SECONDS: Final = 0.02
+
+
+class Alive(Protocol):
+    """What the watcher needs of a provider."""
+
+    def is_alive(self) -> bool: ...
+
+
+class Watch:
+    """One thread per backend; of several pollers the one that holds the backend's advisory lock listens.
+
+    hint -- check the running jobs of this backend now
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        provider: Alive,
+        slots: Slots,
+        leader: Leader,
+        *,
+        hint: Callable[[str], None],
+        stopping: threading.Event,
+    ) -> None:
+        self._name = backend.name
+        self._provider = provider
+        self._slots = slots
+        self._leader = leader
+        self._hint = hint
+        self._stopping = stopping
+        # A clientId of our own per connection: of two sockets with one id the server forgets both.
+        self._url = backend.url.replace("http", "ws", 1).rstrip("/") + "/ws?clientId="
+
+    def run(self) -> None:
+        """Listen until told to stop. Nothing that goes wrong here stops an order."""
+        while not self._stopping.is_set():
+            try:
+                if self._leader.leads(self._name):
+                    self._listen()
+            except Outage as error:
+                log.warning("watch waits", extra={"backend": self._name, "why": str(error)})
+            self._stopping.wait(_RECONNECT_SECONDS)
+
+    def _listen(self) -> None:
+        try:
+            socket = websocket.create_connection(self._url + uuid.uuid4().hex, timeout=_RECEIVE_SECONDS)
+        except (OSError, websocket.WebSocketException) as error:
+            # No websocket is not yet no server: a proxy may not let it through.
+            alive = self._provider.is_alive()
+            if self._slots.set_health(self._name, "up" if alive else "down", None if alive else str(error)):
+                log.warning(
+                    "backend health changed", extra={"backend": self._name, "health": "up" if alive else "down"}
+                )
+            return
+        try:
+            # A new connection after a break: a frozen server can only have come back by a restart.
+            if self._slots.set_health(self._name, "up"):
+                log.info("backend health changed", extra={"backend": self._name, "health": "up"})
+            self._hint(self._name)
+            self._follow(socket)
+        except (OSError, websocket.WebSocketException) as error:
+            log.info("websocket gone", extra={"backend": self._name, "why": str(error)})
+        finally:
+            socket.close()
+
+    def _follow(self, socket: websocket.WebSocket) -> None:
+        remaining = 0
+        while not self._stopping.is_set() and self._leader.leads(self._name):
+            try:
+                text = socket.recv()
+            except websocket.WebSocketTimeoutException:
+                socket.ping()
+                continue
+            if text == "":
+                return  # closed by the server
+            now = _queue_remaining(text)
+            if now is None:
+                continue
+            if now < remaining:
+                time.sleep(_GATHER_SECONDS)
+                self._hint(self._name)
+            remaining = now
+
+
+def _queue_remaining(text: str | bytes) -> int | None:
+    """The queue length in a `status` message; None for every other message, known or not."""
+    if isinstance(text, bytes):
+        return None
+    try:
+        message = json.loads(text)
+        if message.get("type") != "status":
+            return None
+        return int(message["data"]["status"]["exec_info"]["queue_remaining"])
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None

@@ -1,0 +1,107 @@
+"""The submitter: orders become rows, permits become provider jobs."""
+
+import logging
+
+from services.submitter.intake import Intake
+from services.submitter.submit import MARGIN_SECONDS, Submit
+from shared.broker.broker import Broker
+from shared.broker.consumer import Subscription
+from shared.broker.topology import ORDERS_QUEUE, submit_queue
+from shared.observe.logs import ContextPool
+from shared.providers.base import Provider
+from shared.service import CannotStart, Service, run, start
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    service = start("submitter", threads=24)
+    settings = service.settings
+    service.sync_backends()
+    workflows = service.workflows()
+    providers = service.providers(workflows)
+    _check_lease(settings.lease_seconds, providers)
+    intake = Intake(
+        service.tasks,
+        pools=service.pools,
+        problems=lambda order: workflows.problems(order.workflow, order.inputs),
+        default_deadline_seconds=settings.default_deadline_seconds,
+        metrics=service.metrics,
+    )
+    subscriptions = [
+        Subscription(
+            queue=ORDERS_QUEUE,
+            handler=intake.handle,
+            prefetch=settings.prefetch_intake,
+            batch=settings.prefetch_intake,
+        )
+    ]
+    calls = []
+    for pool in service.pools:
+        prefetch = settings.prefetch_comfyui if pool == "comfyui" else settings.prefetch_api
+        calls.append(ContextPool(prefetch, thread_name_prefix=f"submit-{pool}"))
+        submit = Submit(
+            pool,
+            service.tasks,
+            service.slots,
+            providers,
+            calls=calls[-1],
+            lease_seconds=settings.lease_seconds,
+            first_look_seconds=settings.check_interval_seconds,
+            retry=settings.retry,
+            metrics=service.metrics,
+            stopping=service.stopping,
+        )
+        subscriptions.append(
+            Subscription(
+                queue=submit_queue(pool),
+                handler=submit.handle,
+                prefetch=prefetch,
+                batch=prefetch,
+                hold_seconds=settings.hold_seconds,
+            )
+        )
+    broker = Broker(
+        settings.amqp_urls,
+        service.topology,
+        name=service.actor,
+        metrics=service.metrics,
+        subscriptions=subscriptions,
+        clear=service.tasks.clear_due,
+        brake_after=settings.brake_after,
+        tick=service.tick,
+    )
+    service.watch(broker)
+    server = service.serve_health()
+    broker.start()
+    service.wait(lambda: pause_idle_pools(service, broker))
+    if not broker.stop(settings.drain_seconds):
+        log.warning("work left unfinished; it comes back by itself")
+    for pool_calls in calls:
+        pool_calls.shutdown(wait=False)
+    if server is not None:
+        server.close()
+
+
+def pause_idle_pools(service: Service, broker: Broker) -> None:
+    """Take no permits for a pool whose backends are all down, frozen or paused: its rows wait in the table."""
+    assert broker.consumer is not None  # noqa: S101 - a submitter always consumes
+    working = {backend.pool for backend in service.slots.backends() if backend.takes_work}
+    for pool in service.pools:
+        change = broker.consumer.resume if pool in working else broker.consumer.pause
+        change(submit_queue(pool))
+
+
+def _check_lease(lease_seconds: float, providers: dict[str, Provider]) -> None:
+    """A lease that can end during a POST lets a second worker send the same job."""
+    for name, provider in providers.items():
+        needed = provider.submit_limit_seconds + MARGIN_SECONDS
+        if lease_seconds <= needed:
+            raise CannotStart(
+                f"DARKROOM_LEASE_SECONDS is {lease_seconds:.0f}; one submission to {name} may take {needed:.0f} s,"
+                " and a row must not be taken over meanwhile"
+            )
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,219 @@
+"""Orders become rows: one per idempotency key, claimed in batches, each with a permit to be started."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from shared.database.claims import Claim, Claimed, ClaimResult
+from shared.database.moves import Change
+from shared.database.tasks import Tasks
+from shared.domain.messages import (
+    MAX_ORDER_BYTES,
+    ORDER_PLACED,
+    Delivery,
+    Key,
+    Name,
+    Order,
+    event,
+    permit,
+)
+from shared.domain.outcome import DeadLetter, Done, FollowUp, Outcome
+from shared.domain.task import Priority, Reason, Stage, Status, Task
+from shared.observe.metrics import Metrics
+from shared.observe.trace import trace_id_from
+
+log = logging.getLogger(__name__)
+
+_KEY: TypeAdapter[str] = TypeAdapter(Key)
+_NAME: TypeAdapter[str] = TypeAdapter(Name)
+#: Stands for the pool of an order whose own cannot be read.
+_NO_POOL = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an order cannot be started."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A delivery that names a key: the claim to make, and why it fails at once if it does."""
+
+    claim: Claim
+    problem: Problem | None
+
+
+class Intake:
+    """Handler of the queue `orders`.
+
+    pools    -- the pools somebody serves
+    problems -- what is wrong with a workflow name and its inputs; empty when they can be started
+    """
+
+    def __init__(
+        self,
+        tasks: Tasks,
+        *,
+        pools: Collection[str],
+        problems: Callable[[Order], Sequence[str]],
+        default_deadline_seconds: float,
+        metrics: Metrics,
+    ) -> None:
+        self._tasks = tasks
+        self._pools = frozenset(pools)
+        self._problems = problems
+        self._deadline = default_deadline_seconds
+        self._metrics = metrics
+
+    def handle(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+        """Claim what can be claimed. A redelivered order finds its own row and goes on from its status."""
+        read = [self._read(delivery) for delivery in deliveries]
+        claimed = iter(self._tasks.claim([r.claim for r in read if isinstance(r, _Read)]))
+        pairs = [(r, next(claimed)) if isinstance(r, _Read) else (r, None) for r in read]
+        failed = self._fail_unstartable(pairs)
+        return [
+            self._outcome(delivery, r, found, failed) for delivery, (r, found) in zip(deliveries, pairs, strict=True)
+        ]
+
+    def _read(self, delivery: Delivery) -> _Read | Problem:
+        """What the delivery asks for; a bare Problem when not even its key can be read."""
+        if delivery.type != ORDER_PLACED:
+            return Problem(Reason.INVALID_MESSAGE, f"message type {delivery.type!r} is not {ORDER_PLACED}")
+        try:
+            body = json.loads(delivery.body)
+        except (ValueError, RecursionError) as error:
+            return Problem(Reason.INVALID_MESSAGE, f"not JSON: {error}")
+        key = body.get("idempotency_key") if isinstance(body, dict) else None
+        try:
+            key = _KEY.validate_python(key, strict=True)
+            key.encode()
+        except (ValidationError, UnicodeEncodeError):
+            return Problem(Reason.INVALID_MESSAGE, "no readable idempotency_key")
+        trace_id = trace_id_from(delivery.headers)
+        problem = None
+        if len(delivery.body) > MAX_ORDER_BYTES:
+            problem = Problem(
+                Reason.INVALID_MESSAGE, f"{len(delivery.body)} bytes, an order has at most {MAX_ORDER_BYTES}"
+            )
+        else:
+            try:
+                order = Order.model_validate(body)
+            except ValidationError as error:
+                problem = Problem(Reason.INVALID_MESSAGE, _named(error))
+        if problem is not None:
+            self._metrics.count("orders_received_total", source="amqp", result="invalid")
+            return _Read(self._unreadable(key, body, delivery.body, trace_id), problem)
+        return _Read(self._claim(order, trace_id), self._problem_of(order))
+
+    def _claim(self, order: Order, trace_id: str) -> Claim:
+        return Claim(
+            idempotency_key=order.idempotency_key,
+            order_id=order.order_id,
+            fingerprint=order.fingerprint,
+            pool=order.pool,
+            priority=order.priority,
+            deadline_seconds=order.deadline_seconds or self._deadline,
+            body=order.model_dump(mode="json"),
+            trace_id=trace_id,
+        )
+
+    def _unreadable(self, key: str, body: dict[str, Any], raw: bytes, trace_id: str) -> Claim:
+        """A row that only says why it failed. It takes no order_id: an order that never starts blocks no other."""
+        try:
+            pool = _NAME.validate_python(body.get("pool"), strict=True)
+        except ValidationError:
+            pool = _NO_POOL
+        return Claim(
+            idempotency_key=key,
+            order_id=None,
+            fingerprint=hashlib.sha256(raw).hexdigest(),
+            pool=pool,
+            priority=Priority.NORMAL,
+            deadline_seconds=self._deadline,
+            body=None,
+            trace_id=trace_id,
+        )
+
+    def _problem_of(self, order: Order) -> Problem | None:
+        if order.pool not in self._pools:
+            return Problem(
+                Reason.INVALID_MESSAGE, f"no pool {order.pool!r}; there are {', '.join(sorted(self._pools)) or 'none'}"
+            )
+        found = self._problems(order)
+        return Problem(Reason.INVALID_WORKFLOW, "; ".join(found)) if found else None
+
+    def _fail_unstartable(self, pairs: Sequence[tuple[_Read | Problem, Claimed | None]]) -> dict[Any, Task]:
+        """pending -> failed for rows that cannot be started: new ones, and those a dying worker left behind."""
+        changes = {}
+        for read, found in pairs:
+            if not isinstance(read, _Read) or read.problem is None or found is None:
+                continue
+            if found.task.status is Status.PENDING and found.result in {ClaimResult.WON, ClaimResult.DUPLICATE}:
+                changes[found.task.id] = Change(
+                    task=found.task,
+                    to=Status.FAILED,
+                    reason=read.problem.reason,
+                    detail=read.problem.detail,
+                    stage=Stage.ORDERS,
+                )
+        return self._tasks.move(list(changes.values()))
+
+    def _outcome(
+        self, delivery: Delivery, read: _Read | Problem, found: Claimed | None, failed: dict[Any, Task]
+    ) -> Outcome:
+        if isinstance(read, Problem) or found is None:
+            assert isinstance(read, Problem)  # noqa: S101 - only a Problem has no claim
+            self._metrics.count("orders_received_total", source="amqp", result="invalid")
+            return DeadLetter(reason=read.reason, detail=read.detail, stage=Stage.ORDERS)
+        task = found.task
+        match found.result:
+            case ClaimResult.WON:
+                self._count(task.pool, "won", "accepted")
+                return self._buried(failed, task) if task.id in failed else Done(then=[permit(task.pool)])
+            case ClaimResult.DUPLICATE:
+                self._count(task.pool, "duplicate", "duplicate")
+                log.info("duplicate order", extra={"task_id": str(task.id), "trace_id": read.claim.trace_id})
+                if delivery.redelivered and task.id in failed:
+                    return self._buried(failed, task)
+                # The worker that claimed it may have died before its permit left; a second permit does nothing.
+                again = delivery.redelivered and task.status is Status.PENDING and not read.problem
+                return Done(then=[permit(task.pool)] if again else [])
+            case ClaimResult.CONFLICT:
+                self._count(task.pool, "conflict", "conflict")
+                detail = f"task {task.id} already has this idempotency_key with another content; it is untouched"
+                return DeadLetter(reason=Reason.CONFLICT, detail=detail, stage=Stage.ORDERS)
+            case ClaimResult.ACTIVE_ORDER:
+                self._count(task.pool, "duplicate", "duplicate")
+                key = read.claim.idempotency_key
+                # Every copy says so again: the one that kept the key may have died before its event left.
+                return Done(then=[event(task, "duplicate", duplicate_key=key)])
+
+    def _buried(self, failed: dict[Any, Task], task: Task) -> DeadLetter:
+        row = failed.pop(task.id)  # the first delivery of it in the batch is the letter
+        return DeadLetter(
+            reason=Reason(row.reason or Reason.INVALID_MESSAGE),
+            detail=row.detail or "",
+            stage=Stage.ORDERS,
+            task_id=row.id,
+            attempt=row.attempt,
+            then=[event(row, "failed")],
+            follow_up_of=[FollowUp(row.id, row.version)],
+        )
+
+    def _count(self, pool: str, claim: str, received: str) -> None:
+        self._metrics.count("claims_total", pool=pool, result=claim)
+        self._metrics.count("orders_received_total", source="amqp", result=received)
+        if claim == "duplicate":
+            self._metrics.count("duplicates_suppressed_total", point="claim")
+
+
+def _named(error: ValidationError) -> str:
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'order'}: {e['msg']}" for e in error.errors())

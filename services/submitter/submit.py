@@ -1,0 +1,202 @@
+"""Permits become provider jobs: take a row and a slot, make the one POST, record what came of it."""
+
+import logging
+import random
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from threading import Event
+from typing import Final, TypeVar
+
+from shared.database.moves import Change
+from shared.database.slots import Slots
+from shared.database.tasks import Tasks
+from shared.domain.errors import (
+    DatabaseAway,
+    InputLater,
+    InputUnavailable,
+    Outage,
+    OutcomeUnknown,
+    ProviderAway,
+    ProviderBusy,
+    ProviderRejected,
+)
+from shared.domain.messages import TASK_SUBMIT, Delivery, Message, dead_letter, event
+from shared.domain.outcome import DeadLetter, Done, FollowUp, Hold, Outcome, Verdict
+from shared.domain.retry import Bug, RetryPolicy, tried
+from shared.domain.task import Reason, Stage, Status, Task
+from shared.observe.logs import ContextPool, bound
+from shared.observe.metrics import Metrics
+from shared.providers.base import Gone, Job, Provider
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: A server that refused a connection gets work again when the poller has seen it answer; until then the row waits.
+_BUSY_SECONDS: Final = 2.0
+#: Room for a slow commit between the last look at the lease and the POST.
+MARGIN_SECONDS: Final = 2.0
+
+
+class Submit:
+    """Handler of submit.<pool>: one taker per process asks for all permits in hand at once.
+
+    first_look_seconds -- when the poller looks at a new job for the first time
+    stopping           -- set on SIGTERM: no further waiting for a database that is away
+    """
+
+    def __init__(
+        self,
+        pool: str,
+        tasks: Tasks,
+        slots: Slots,
+        providers: Mapping[str, Provider],
+        *,
+        calls: ContextPool,
+        lease_seconds: float,
+        first_look_seconds: float,
+        retry: RetryPolicy,
+        metrics: Metrics,
+        stopping: Event,
+    ) -> None:
+        self._pool = pool
+        self._tasks = tasks
+        self._slots = slots
+        self._providers = providers
+        self._calls = calls
+        self._lease = lease_seconds
+        self._first_look = first_look_seconds
+        self._retry = retry
+        self._metrics = metrics
+        self._stopping = stopping
+
+    def handle(self, permits: Sequence[Delivery]) -> Sequence[Outcome | Future[Verdict]]:
+        """Start as many rows as there are permits and free slots. A redelivered permit walks the same path."""
+        good = [permit for permit in permits if permit.type == TASK_SUBMIT]
+        taken = self._slots.take(self._pool, at_most=len(good), lease_seconds=self._lease)
+        started: list[Outcome | Future[Verdict]] = [self._calls.submit(self._start, task) for task in taken.tasks]
+        rest: Outcome = Done() if taken.none_left else Hold()
+        answers = iter([*started, *(rest for _ in range(len(good) - len(started)))])
+        return [next(answers) if permit.type == TASK_SUBMIT else _unknown(permit) for permit in permits]
+
+    def _start(self, task: Task) -> Verdict:
+        with bound(trace_id=task.trace_id, task_id=task.id):
+            try:
+                found = tried(lambda before: self._try(task, ask_first=before > 0), self._stopping.wait)
+                return self._bug(task, found) if isinstance(found, Bug) else found
+            except Outage as error:
+                # Nothing is owed to this permit: the row comes back when its lease is over.
+                log.warning("outage while starting a task", extra={"why": str(error)})
+                return Done()
+
+    def _try(self, task: Task, *, ask_first: bool) -> Verdict:
+        provider = self._providers[task.backend or ""]
+        job = Job.of(task)
+        if task.taken_over:
+            self._metrics.count("claims_total", pool=self._pool, result="reclaimed")
+        try:
+            if (task.taken_over or ask_first) and not isinstance(provider.find(job), Gone):
+                self._metrics.count("duplicates_suppressed_total", point="submit")
+                return self._record(task, provider, job.provider_job_id or str(job.job_key))
+            prepared = provider.prepare(job)
+            margin = provider.submit_limit_seconds + MARGIN_SECONDS
+            if not self._tasks.may_post(task, prepared.body_hash, margin):
+                log.warning("lease over or row moved before the POST", extra={"attempt": task.attempt})
+                return Done()
+            accepted = provider.submit(prepared)
+        except ProviderBusy as error:
+            return self._give_back(task, error)
+        except ProviderRejected as error:
+            return self._fail(task, error.reason, str(error))
+        except InputUnavailable as error:
+            return self._fail(task, Reason.INPUT_UNAVAILABLE, str(error))
+        except InputLater as error:
+            return self._wait_for_input(task, error)
+        except (ProviderAway, OutcomeUnknown) as error:
+            # A job may exist. Nobody sends anything before the lease is over and the provider has been asked.
+            log.warning("provider gave no answer", extra={"backend": task.backend, "why": str(error)})
+            if not provider.is_alive():
+                self._slots.set_health(task.backend or "", "down", str(error), only_from="up")
+            return Done()
+        return self._record(task, provider, accepted.provider_job_id)
+
+    def _record(self, task: Task, provider: Provider, job_id: str) -> Verdict:
+        recorded = self._insist(lambda: self._tasks.record(task, job_id, due_in=self._first_look))
+        if recorded is not None:
+            log.info("task moved", extra={"from": task.status, "to": recorded.status, "backend": task.backend})
+            return Done(then=[event(recorded, "processing")])
+        now = self._insist(lambda: self._tasks.refresh(task))
+        if now.attempt == task.attempt and now.status in {Status.SUBMITTING, Status.PROCESSING, Status.COMPLETED}:
+            return Done()  # our own commit worked, or the new owner has the same job under the same key
+        return self._undo(now, task, provider)
+
+    def _undo(self, now: Task, task: Task, provider: Provider) -> Verdict:
+        """Nobody wants the job any more: the row was cancelled, has failed, or is at another attempt."""
+        try:
+            gone = provider.cancel(Job.of(task))
+        except ProviderAway as error:
+            log.warning("job left to check", extra={"backend": task.backend, "why": str(error)})
+            gone = False
+        if gone and now.status is Status.CANCELLED and now.attempt == task.attempt:
+            return Done(then=[event(now, "cancelled")], follow_up_of=[FollowUp(now.id, now.version)])
+        return Done()
+
+    def _give_back(self, task: Task, error: ProviderBusy) -> Verdict:
+        log.warning("provider busy", extra={"backend": task.backend, "why": str(error)})
+        if error.is_down:
+            self._slots.set_health(task.backend or "", "down", str(error), only_from="up")
+        if error.retry_after_seconds:
+            self._slots.pause(task.backend or "", None, str(error), error.retry_after_seconds)
+        wait = error.retry_after_seconds or random.uniform(0, _BUSY_SECONDS)
+        return self._back_to_pending(task, str(error), 0.0 if error.is_down else wait)
+
+    def _wait_for_input(self, task: Task, error: InputLater) -> Verdict:
+        if not self._retry.has_tries_left(task.attempt):
+            return self._fail(task, Reason.INPUT_UNAVAILABLE, str(error))
+        return self._back_to_pending(task, str(error), self._retry.backoff_seconds(task.attempt))
+
+    def _back_to_pending(self, task: Task, why: str, free_in: float) -> Verdict:
+        change = Change(task=task, to=Status.PENDING, detail=why, free_in=free_in, attempt_outcome="not_created")
+        self._insist(lambda: self._tasks.move([change]))
+        return Done()
+
+    def _fail(self, task: Task, reason: Reason, why: str, *, cancel_owed: bool = False) -> Verdict:
+        change = Change(
+            task=task,
+            to=Status.FAILED,
+            reason=reason,
+            detail=why,
+            stage=Stage.SUBMIT,
+            charge=True,
+            attempt_outcome=reason,
+            cancel_owed=cancel_owed,
+            due_in=0.0 if cancel_owed else 30.0,
+        )
+        failed = self._insist(lambda: self._tasks.move([change])).get(task.id)
+        if failed is None or cancel_owed:
+            return Done()  # somebody else moved it, or check does the rest; either way the row's due_at sees to it
+        log.warning("task failed", extra={"reason": reason, "why": why})
+        then: list[Message] = [dead_letter(failed), event(failed, "failed")]
+        return Done(then=then, follow_up_of=[FollowUp(failed.id, failed.version)])
+
+    def _bug(self, task: Task, bug: Bug) -> Verdict:
+        """The row fails, this one alone. A job may exist: the row owes its cancelling before the follow-up is paid."""
+        return self._fail(task, Reason.BUG, bug.trace, cancel_owed=True)
+
+    def _insist(self, write: Callable[[], T]) -> T:
+        """The provider has answered: retry the write alone until the database is back, or we are told to stop."""
+        wait = 0.1
+        while True:
+            try:
+                return write()
+            except DatabaseAway as error:
+                log.warning("database away, write held", extra={"why": str(error)})
+                if self._stopping.wait(wait):
+                    raise  # the lease ends, the next owner asks the provider
+                wait = min(2.0, wait * 2)
+
+
+def _unknown(delivery: Delivery) -> DeadLetter:
+    return DeadLetter(
+        reason=Reason.INVALID_MESSAGE, detail=f"type {delivery.type!r} is not {TASK_SUBMIT}", stage=Stage.SUBMIT
+    )
