@@ -61,6 +61,7 @@ class Worker:
         if any("inputs" not in node for node in graph.values()):
             return False  # KeyError outside every guard, also for a node that no output depends on
         outcome = job.run()
+        self._listeners.node_is_running(client_id, None)
         self._workshop.tidy_up(job)
         if self._faults.history_lag_seconds:
             time.sleep(self._faults.history_lag_seconds)  # /ws said so already, /history does not know yet
@@ -71,5 +72,4 @@ class Worker:
         self._memory.finish(row, outcome, history_entry(row, job.outputs, job.status(), job.meta))
         if client_id is not None:
             self._listeners.tell("executing", {"node": None, "prompt_id": prompt_id}, client_id)
-        self._listeners.node_is_running(client_id, None)
         return True
