@@ -1,0 +1,1 @@
+"""How darkroom is set up and run; nothing in here is imported by the services."""

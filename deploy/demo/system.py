@@ -1,0 +1,116 @@
+"""Starts the whole system as processes of its own, and ends them by pid."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from deploy.local.ports import LOOPBACK, free_port
+from deploy.local.stack import ROOT, Stack
+
+_START_SECONDS: Final = 60.0
+_STOP_SECONDS: Final = 20.0
+
+
+class NotStarted(Exception):
+    """A process did not come up; the text names it and its log."""
+
+
+class System:
+    """Two simulated ComfyUI servers and every service once or twice, beside the servers of `stack`."""
+
+    def __init__(self, stack: Stack, folder: Path, pictures: Path, inputs: Path) -> None:
+        self._stack = stack
+        self._folder = folder
+        self._pictures = pictures
+        self._inputs = inputs
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._taken: list[int] = []
+        self.simulators: list[str] = []
+        self.health: dict[str, str] = {}
+        self.api = ""
+
+    def start(self, simulated_seconds: float) -> None:
+        """Return when every process is ready to work. Raises NotStarted."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for number in (1, 2):
+            port = self._port()
+            self.simulators.append(f"http://{LOOPBACK}:{port}")
+            arguments = ["--port", str(port), "--seconds-per-image", str(simulated_seconds)]
+            self._start(f"comfyui-{number}", "services.simulator", arguments, {})
+        backends = self._folder / "backends.toml"
+        backends.write_text(
+            "\n".join(
+                f'[[backend]]\nname = "gpu-{number}"\nadapter = "comfyui"\nurl = "{url}"\n'
+                for number, url in enumerate(self.simulators, start=1)
+            )
+        )
+        settings = {
+            **self._stack.environment(),
+            "DARKROOM_BACKENDS_FILE": str(backends),
+            "DARKROOM_ARTIFACTS_URL": self._pictures.as_uri(),
+            "DARKROOM_INPUT_FOLDERS": str(self._inputs),
+            "DARKROOM_CHECK_INTERVAL_SECONDS": "0.5",
+            "DARKROOM_PERMIT_INTERVAL_SECONDS": "1",
+            "DARKROOM_RETRY_FIRST_SECONDS": "1",
+        }
+        api = self._port()
+        self.api = f"http://{LOOPBACK}:{api}"
+        self._serve("producer", settings | {"DARKROOM_HTTP_PORT": str(api)})
+        for name in ("submitter-1", "submitter-2", "poller-1", "poller-2", "ops"):
+            self._serve(name, settings)
+        for name, url in [*self.health.items()]:
+            self._wait(name, f"{url}/readyz")
+        for number, url in enumerate(self.simulators, start=1):
+            self._wait(f"comfyui-{number}", f"{url}/prompt")
+
+    def stop(self) -> None:
+        """Workers drain, then everything ends; what does not is killed."""
+        for process in reversed(self._processes.values()):
+            process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_SECONDS
+        for process in self._processes.values():
+            try:
+                process.wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def _serve(self, name: str, settings: Mapping[str, str]) -> None:
+        port = self._port()
+        self.health[name] = f"http://{LOOPBACK}:{port}"
+        more = {"DARKROOM_METRICS_PORT": str(port), "DARKROOM_INSTANCE": name}
+        self._start(name, f"services.{name.partition('-')[0]}", [], {**settings, **more})
+
+    def _start(self, name: str, module: str, arguments: list[str], settings: Mapping[str, str]) -> None:
+        clean = {key: value for key, value in os.environ.items() if not key.startswith("DARKROOM_")}
+        with (self._folder / f"{name}.log").open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                cwd=ROOT,
+                env={**clean, **settings},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is ours to pass on
+            )
+
+    def _wait(self, name: str, url: str) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline and self._processes[name].poll() is None:
+            try:
+                with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own loopback address
+                    return
+            except (OSError, urllib.error.URLError):
+                time.sleep(0.1)
+        raise NotStarted(f"{name} did not start; its log is {self._folder / (name + '.log')}")
+
+    def _port(self) -> int:
+        self._taken.append(free_port(self._taken))
+        return self._taken[-1]
