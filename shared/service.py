@@ -121,7 +121,13 @@ class Service:
         """Start /metrics, /livez, /readyz and the watchdog; None when the settings want no port."""
         if self.settings.metrics_port < 0:
             return None
-        server = Server(self.health, self.metrics, self.settings.metrics_host, self.settings.metrics_port).start()
+        host, port = self.settings.metrics_host, self.settings.metrics_port
+        try:
+            server = Server(self.health, self.metrics, host, port).start()
+        except OSError as error:
+            raise CannotStart(
+                f"cannot listen on {host}:{port} ({error.strerror}): give DARKROOM_METRICS_PORT another port, or 0"
+            ) from error
         Watchdog(self.health).start()
         log.info("health served", extra={"host": server.host, "port": server.port})
         return server

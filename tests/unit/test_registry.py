@@ -1,0 +1,79 @@
+"""The backends file: defaults, and every mistake at once."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.providers.comfyui import ComfyUI
+from shared.providers.inputs import Pictures
+from shared.providers.registry import BackendConfig, InvalidBackends, Tools, build, load_backends
+from shared.providers.workflow import Workflows
+
+
+def _file(directory: Path, text: str) -> Path:
+    path = directory / "backends.toml"
+    path.write_text(text)
+    return path
+
+
+GOOD = '[[backend]]\nname = "gpu-1"\nadapter = "comfyui"\nurl = "http://127.0.0.1:8188/"\n'
+
+
+def test_a_backend_needs_three_lines(tmp_path: Path) -> None:
+    (backend,) = load_backends(_file(tmp_path, GOOD))
+    assert backend == BackendConfig(
+        name="gpu-1", adapter="comfyui", pool="comfyui", url="http://127.0.0.1:8188", capacity=2, max_run_seconds=None
+    )
+
+
+def test_a_configured_backend_becomes_a_provider(tmp_path: Path) -> None:
+    (backend,) = load_backends(_file(tmp_path, GOOD))
+    provider = build(backend, Tools(workflows=Workflows({}), pictures=Pictures()))
+    assert isinstance(provider, ComfyUI)
+    assert provider.submit_limit_seconds > 60
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('url = "ftp://host"', "must be http://host:port"),
+        ('url = "http://"', "must be http://host:port"),
+        ('url = "http://user:secret@host:1"', "must hold no credentials"),
+        ('url = "http://host:99999"', "out of range"),
+        ('url = "http://h"\ncapacity = 0', "capacity"),
+        ('url = "http://h"\nmax_run_seconds = -1', "max_run_seconds"),
+        ('url = "http://h"\ncolour = "red"', "colour"),
+        ('url = "http://h"\npool = "Big Pool"', "pool"),
+    ],
+)
+def test_a_wrong_line_is_named_and_no_secret_shown(tmp_path: Path, line: str, sentence: str) -> None:
+    path = _file(tmp_path, f'[[backend]]\nname = "a"\nadapter = "comfyui"\n{line}\n')
+    with pytest.raises(InvalidBackends) as caught:
+        load_backends(path)
+    (problem,) = caught.value.problems
+    assert problem.startswith("backend a: ")
+    assert sentence in problem
+    assert "secret" not in problem
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    text = 'speed = 1\n[[backend]]\nname = "A"\nadapter = "fax"\n' + GOOD + GOOD
+    with pytest.raises(InvalidBackends) as caught:
+        load_backends(_file(tmp_path, text))
+    text = str(caught.value)
+    for part in ("unknown key speed", "backend A: name", "adapter: no such adapter", "url", "gpu-1 is there 2 times"):
+        assert part in text
+
+
+def test_more_than_twenty_backends_are_too_many_labels(tmp_path: Path) -> None:
+    text = "".join(GOOD.replace("gpu-1", f"gpu-{number}") for number in range(21))
+    with pytest.raises(InvalidBackends, match="21 backends are more than 20"):
+        load_backends(_file(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["", "backend = 3", "[[backend]\n"])
+def test_a_file_without_backends_is_a_mistake(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidBackends):
+        load_backends(_file(tmp_path, text))
+    with pytest.raises(InvalidBackends):
+        load_backends(tmp_path / "missing.toml")

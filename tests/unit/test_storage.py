@@ -1,0 +1,166 @@
+"""A picture is stored whole or not at all, storing it twice is storing it once, and nobody else's error gets out."""
+
+import hashlib
+import io
+import os
+import resource
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from shared.domain.errors import StorageAway
+from shared.pictures import BrokenPicture
+from shared.storage import Artifacts
+
+TASK = uuid.UUID("2f1d6c1e-6a0b-4f0e-9d0c-0d5a4b6f7a11")
+
+
+def picture(kind: str = "PNG", side: int = 40) -> io.BytesIO:
+    file = io.BytesIO()
+    Image.effect_noise((side, side // 2), 50).save(file, kind)
+    file.seek(0)
+    return file
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture(params=["folder", "file URL", "memory"])
+def artifacts(request, tmp_path):
+    return Artifacts({"folder": str(tmp_path), "file URL": tmp_path.as_uri(), "memory": "memory://"}[request.param])
+
+
+def test_a_stored_picture_is_described_by_its_stored_bytes(artifacts):
+    kept = artifacts.put(TASK, 2, 0, picture())
+    data = artifacts.read(kept.key)
+    assert kept.key == f"{TASK}/2/0.png"
+    assert (kept.index, kept.media_type, kept.width, kept.height) == (0, "image/png", 40, 20)
+    assert kept.bytes == len(data)
+    assert kept.sha256 == hashlib.sha256(data).hexdigest() == artifacts.digest(kept.key)
+    assert artifacts.open(kept.key).read() == data
+
+
+def test_a_jpeg_is_stored_as_one(artifacts):
+    kept = artifacts.put(TASK, 1, 3, picture("JPEG"))
+    assert (kept.key, kept.media_type) == (f"{TASK}/1/3.jpg", "image/jpeg")
+
+
+def test_storing_twice_is_storing_once(tmp_path):
+    artifacts = Artifacts(str(tmp_path))
+    file = picture()
+    first = artifacts.put(TASK, 1, 0, file)
+    file.seek(0)
+    assert artifacts.put(TASK, 1, 0, file) == first
+    assert files_in(tmp_path) == [first.key]
+
+
+def test_attempts_and_pictures_have_places_of_their_own(artifacts):
+    keys = {artifacts.put(TASK, attempt, index, picture()).key for attempt in (1, 2) for index in (0, 1)}
+    assert len(keys) == 4
+
+
+def test_a_picture_exists_only_with_the_bytes_it_had(artifacts):
+    kept = artifacts.put(TASK, 1, 0, picture())
+    assert artifacts.exists(kept.key)
+    assert artifacts.exists(kept.key, kept.sha256)
+    assert not artifacts.exists(kept.key, "0" * 64)
+    assert not artifacts.exists(f"{TASK}/9/0.png")
+    assert not artifacts.exists(f"{TASK}/9/0.png", kept.sha256)
+
+
+@pytest.mark.parametrize("key", [f"{TASK}/9/0.png", "../secret", f"{TASK}/../../etc/passwd", "/etc/passwd", ""])
+def test_a_picture_that_is_not_there_is_not_an_outage(artifacts, key):
+    for question in (artifacts.read, artifacts.open, artifacts.digest):
+        with pytest.raises(FileNotFoundError):
+            question(key)
+    assert not artifacts.exists(key)
+
+
+def test_a_broken_picture_is_not_stored(tmp_path):
+    with pytest.raises(BrokenPicture):
+        Artifacts(str(tmp_path)).put(TASK, 1, 0, io.BytesIO(picture().getvalue()[:-20]))
+    assert files_in(tmp_path) == []
+
+
+def test_a_file_beyond_the_limit_is_refused_unread(monkeypatch, tmp_path):
+    monkeypatch.setattr("shared.storage.MAX_PICTURE_BYTES", 100)
+    with pytest.raises(BrokenPicture, match="more than 100 bytes"):
+        Artifacts(str(tmp_path)).put(TASK, 1, 0, picture())
+
+
+def test_a_missing_folder_is_made_with_odd_signs_in_its_name(tmp_path):
+    folder = tmp_path / "new" / "with space & 100%"
+    kept = Artifacts(folder.as_uri()).put(TASK, 1, 0, picture())
+    assert files_in(folder) == [kept.key]
+
+
+def test_a_disk_that_takes_no_more_is_an_outage_and_leaves_no_half_picture(tmp_path):
+    artifacts = Artifacts(str(tmp_path))
+    file = picture(side=400)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(StorageAway):
+            artifacts.put(TASK, 1, 0, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert files_in(tmp_path) == []
+    file.seek(0)
+    assert artifacts.exists(artifacts.put(TASK, 1, 0, file).key)
+
+
+def test_what_a_killed_process_left_half_written_is_swept_by_the_next_write(tmp_path):
+    artifacts = Artifacts(str(tmp_path))
+    folder = tmp_path / str(TASK) / "1"
+    folder.mkdir(parents=True)
+    old, fresh = folder / "0.png#1", folder / "0.png#2"
+    for half in (old, fresh):
+        half.write_bytes(b"half")
+    os.utime(old, (time.time() - 3600,) * 2)
+    kept = artifacts.put(TASK, 1, 0, picture())
+    assert files_in(tmp_path) == [kept.key, f"{kept.key}#2"]  # the fresh one may be another worker's
+
+
+def test_a_file_where_the_folder_should_be_is_an_outage(tmp_path):
+    artifacts = Artifacts(str(tmp_path))
+    (tmp_path / str(TASK)).write_text("in the way")
+    with pytest.raises(StorageAway):
+        artifacts.put(TASK, 1, 0, picture())
+    with pytest.raises(StorageAway):
+        Artifacts(str(tmp_path / str(TASK)))
+
+
+def test_a_folder_that_vanished_is_an_outage_and_not_a_missing_picture(tmp_path):
+    folder = tmp_path / "volume"
+    artifacts = Artifacts(str(folder))
+    folder.rmdir()
+    with pytest.raises(StorageAway, match="gone"):
+        artifacts.exists(f"{TASK}/1/0.png")
+
+
+@pytest.mark.parametrize("url", ["file://relative/folder", "ftp://host/x", "s3://"])
+def test_a_url_that_means_nothing_is_refused_at_the_start(url):
+    with pytest.raises(ValueError, match="artifact store"):
+        Artifacts(url)
+
+
+def test_a_cloud_store_that_does_not_answer_is_an_outage(monkeypatch):
+    monkeypatch.setattr("shared.storage._RETRY", {"max_retries": 0})
+    for name, value in {
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "id",
+        "AWS_SECRET_ACCESS_KEY": "hunter2",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    artifacts = Artifacts("s3://bucket/prefix")
+    for call in (lambda: artifacts.put(TASK, 1, 0, picture()), lambda: artifacts.exists(f"{TASK}/1/0.png")):
+        with pytest.raises(StorageAway) as caught:
+            call()
+        assert "hunter2" not in str(caught.value)
+        assert "\n" not in str(caught.value)
