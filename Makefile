@@ -1,0 +1,45 @@
+# Everything a checkout can do. `make` alone lists it.
+PYTHON := .venv/bin/python
+LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet --generate-hashes --allow-unsafe \
+	--strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
+
+.PHONY: help setup up down status demo test lint lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.installed ## make .venv and find or install RabbitMQ and PostgreSQL
+	@$(PYTHON) -m deploy.local install
+
+up: setup ## start a private RabbitMQ and PostgreSQL on free loopback ports
+	@$(PYTHON) -m deploy.local up
+
+down: ## stop them; the data stays in .local
+	@$(shell command -v $(PYTHON) || command -v python3) -m deploy.local down
+
+status: ## show what runs, and where
+	@$(shell command -v $(PYTHON) || command -v python3) -m deploy.local status
+
+demo: setup ## run orders through the whole system and show what happens
+	@$(PYTHON) -m deploy.demo
+
+test: setup ## run all tests, against servers of their own
+	@$(PYTHON) -m pytest
+
+lint: .venv/.installed ## check style, types and who imports whom
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy -p services -p shared -p deploy
+	@.venv/bin/lint-imports
+
+lock: .venv/.installed ## pin the dependencies in pyproject.toml again
+	@$(LOCK) --extra dev --output-file requirements/dev.txt pyproject.toml
+	@$(LOCK) --constraint requirements/dev.txt --output-file requirements/run.txt pyproject.toml
+
+clean: ## stop the servers; delete their data, .venv and all caches
+	@$(shell command -v $(PYTHON) || command -v python3) -m deploy.local down --wipe
+	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: requirements/dev.txt pyproject.toml
+	@sh deploy/local/setup.sh
