@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from shared.database.moves import Change
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
-from shared.domain.errors import ProviderAway, StorageAway
+from shared.domain.errors import ProviderAway, ProviderRejected, StorageAway
 from shared.domain.messages import (
     TASK_CHECK,
     Artifact,
@@ -190,6 +190,9 @@ class Check:
             log.error("picture not stored yet", extra={"why": str(error)})  # noqa: TRY400 - the cause is in the text
             if row.is_past_deadline:
                 self._fail(row, Reason.STORE_FAILED, str(error), found)
+            return
+        except ProviderRejected as error:  # a picture too large to take
+            self._fail(row, error.reason, str(error), found, charge=True)
             return
         except (BrokenPicture, FileNotFoundError) as error:
             self._again(row, Failed(reason=Reason.NO_OUTPUTS, why=str(error), retryable=True, elsewhere=True), found)

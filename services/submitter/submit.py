@@ -2,6 +2,7 @@
 
 import logging
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from threading import Event
@@ -100,10 +101,18 @@ class Submit:
                 return self._record(task, provider, job.provider_job_id or str(job.job_key))
             prepared = provider.prepare(job)
             margin = provider.submit_limit_seconds + MARGIN_SECONDS
+            looked = time.monotonic()
             if not self._tasks.may_post(task, prepared.body_hash, margin):
                 log.warning("lease over or row moved before the POST", extra={"attempt": task.attempt})
                 return Done()
-            accepted = provider.submit(prepared)
+            try:
+                accepted = provider.submit(prepared)
+            finally:
+                if time.monotonic() - looked > margin:
+                    # The POST was still in flight when the lease ended, or we stalled before it: the two cases
+                    # in which another owner may have found nothing and sent the job too.
+                    self._metrics.count("possible_double_total", backend=task.backend or "")
+                    log.error("possible double", extra={"backend": task.backend, "attempt": task.attempt})
         except ProviderBusy as error:
             return self._give_back(task, error)
         except ProviderRejected as error:

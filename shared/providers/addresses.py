@@ -20,6 +20,8 @@ Resolve = Callable[[str, int], list[str]]
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 #: Translated to IPv4 by a gateway: the last 32 bits say where it goes. The second one is for local use.
 _NAT64: Final = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
+#: Set apart by IANA, but counted as public by some of the Python versions we run on.
+_SET_APART: Final = (ipaddress.IPv4Network("192.0.0.0/24"), ipaddress.IPv4Network("192.88.99.0/24"))
 
 
 def resolve(host: str, port: int) -> list[str]:
@@ -50,6 +52,7 @@ def is_public(text: str) -> bool:
         or address.is_multicast
         or address.is_reserved
         or address.is_unspecified
+        or any(address in network for network in _SET_APART)
     )
 
 

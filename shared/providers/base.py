@@ -119,7 +119,10 @@ class Provider(Protocol):
         """The state of each job, by job_key: one bulk call, single reads for the absent. Raises ProviderAway."""
 
     def fetch(self, job: Job, outputs: Sequence[Mapping[str, Any]]) -> Iterator[BinaryIO]:
-        """The pictures, streamed into spooled files, size-capped. Raises ProviderAway, FileNotFoundError."""
+        """The pictures, streamed into spooled files.
+
+        Raises ProviderAway, FileNotFoundError, ProviderRejected (a picture larger than we take).
+        """
 
     def cancel(self, job: Job) -> bool:
         """Cancel by id, queued or running. True: it is not queued or running any more. Raises ProviderAway."""

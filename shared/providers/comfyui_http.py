@@ -17,6 +17,7 @@ import requests
 import urllib3.exceptions
 
 from shared.domain.errors import ProviderAway
+from shared.providers.body import pieces
 
 #: Called once per HTTP call with (operation, result, seconds).
 #: operation: submit, poll, download, cancel, health, upload
@@ -25,7 +26,6 @@ Observe = Callable[[str, str, float], None]
 
 #: Largest JSON answer read. A queue of 2 000 graphs is 5 MB.
 _MAX_JSON_BYTES: Final = 64 * 2**20
-_CHUNK: Final = 64 * 1024
 
 
 class NoConnection(ProviderAway):
@@ -111,7 +111,7 @@ class Server:
         """A command that must be sent once, so on a connection of its own.
 
         A kept-alive connection that the server closes just as we send looks exactly like a lost answer, and would cost
-        the settling time for nothing. A new connection costs 1 ms.
+        the settling time for nothing. A new connection costs 0.3 ms on loopback.
         """
         headers = {"Content-Type": "application/json", "Connection": "close"}
         with _new_session() as session:
@@ -137,7 +137,7 @@ class Server:
             if response.status_code not in (200, 206):
                 raise BadAnswer(f"GET /view of the last bytes: HTTP {response.status_code}")
             tail = b""
-            for chunk in self._chunks(response, time.monotonic() + self._timings.view_limit):
+            for chunk in pieces(response, time.monotonic() + self._timings.view_limit):
                 tail = (tail + chunk)[-12:]
         return tail[4:8] == b"IEND"
 
@@ -149,7 +149,7 @@ class Server:
             if response.status_code != 200:
                 raise BadAnswer(f"GET /view: HTTP {response.status_code}")
             size = 0
-            for chunk in self._chunks(response, time.monotonic() + self._timings.view_limit):
+            for chunk in pieces(response, time.monotonic() + self._timings.view_limit):
                 size += len(chunk)
                 if size > max_bytes:
                     raise ValueError(f"the picture is larger than {max_bytes} bytes")
@@ -179,7 +179,7 @@ class Server:
             )
             with response:
                 raw = bytearray()
-                for chunk in self._chunks(response, ends):
+                for chunk in pieces(response, ends):
                     raw += chunk
                     if len(raw) > _MAX_JSON_BYTES:
                         raise BadAnswer(f"{method} {path}: more than {_MAX_JSON_BYTES} bytes")
@@ -213,13 +213,6 @@ class Server:
         ):
             call.result = _result(response.status_code, is_readable=True)
             yield response
-
-    def _chunks(self, response: requests.Response, ends: float) -> Iterator[bytes]:
-        """The body as it comes; a body that ends before its Content-Length, or trickles past `ends`, raises."""
-        for chunk in response.iter_content(_CHUNK):
-            yield chunk
-            if time.monotonic() > ends:
-                raise requests.ReadTimeout("the answer did not end in time")
 
     def _patience(self, read: float) -> tuple[float, float]:
         """Connect and read time-out. A call can be silent three times: connecting, before its headers, in its body."""
@@ -267,9 +260,7 @@ class Server:
         except requests.ConnectTimeout as error:
             self._on_lost()
             raise NoConnection(f"{where}: no connection within {self._timings.connect} s") from error
-        except requests.exceptions.ChunkedEncodingError as error:
-            raise _BrokenConnection(f"{where}: the answer was cut off") from error
-        except requests.Timeout as error:
+        except (requests.Timeout, urllib3.exceptions.ReadTimeoutError) as error:
             raise _Silence(f"{where}: no answer in time") from error
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             self._on_lost()

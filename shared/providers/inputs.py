@@ -17,6 +17,7 @@ import urllib3.exceptions
 
 from shared.domain.errors import InputLater, InputUnavailable
 from shared.providers.addresses import PinnedAdapter, Resolve, is_public, resolve
+from shared.providers.body import pieces
 from shared.providers.picture import Picture, re_encode
 
 __all__ = ["Picture", "Pictures"]
@@ -24,7 +25,6 @@ __all__ = ["Picture", "Pictures"]
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 #: Refusals that may pass: request time-out, too early, too many requests.
 _LATER: Final = frozenset({408, 425, 429})
-_CHUNK: Final = 64 * 1024
 
 
 class Pictures:
@@ -133,12 +133,10 @@ class Pictures:
         if announced.isdecimal() and int(announced) > self._max_bytes:
             raise InputUnavailable(self._too_large())
         body = bytearray()
-        for chunk in response.iter_content(_CHUNK):
-            body += chunk
+        for piece in pieces(response, ends):
+            body += piece
             if len(body) > self._max_bytes:
                 raise InputUnavailable(self._too_large())
-            if time.monotonic() > ends:
-                raise InputLater(f"not fetched within {self.limit_seconds:g} s")
         return bytes(body)
 
     def _read_file(self, reference: str) -> bytes:
@@ -150,13 +148,15 @@ class Pictures:
             raise InputUnavailable("no such file, or not ours to read") from error
         except OSError as error:
             raise InputLater(f"the file cannot be read ({error.strerror})") from error
-        with open(handle, "rb") as file:
+        try:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 raise InputUnavailable("not a file")
-            try:
+            with open(handle, "rb", closefd=False) as file:
                 content = file.read(self._max_bytes + 1)
-            except OSError as error:
-                raise InputLater(f"the file cannot be read ({error.strerror})") from error
+        except OSError as error:
+            raise InputLater(f"the file cannot be read ({error.strerror})") from error
+        finally:
+            os.close(handle)
         if len(content) > self._max_bytes:
             raise InputUnavailable(self._too_large())
         return content

@@ -44,7 +44,7 @@ def re_encode(content: bytes, *, max_pixels: int) -> Picture:
     except _BROKEN as error:
         raise InputUnavailable("the picture is damaged or cut off") from error
     target = io.BytesIO()
-    flat.save(target, format="PNG", compress_level=1)  # a third of the time of level 6, 15 % more bytes
+    flat.save(target, format="PNG", compress_level=1)  # against level 6: a third of the time, 14 to 21 % more bytes
     png = target.getvalue()
     return Picture(png, hashlib.sha256(png).hexdigest(), flat.width, flat.height)
 
