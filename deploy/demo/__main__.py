@@ -19,6 +19,7 @@ from typing import Final
 
 import sqlalchemy as sa
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -33,7 +34,7 @@ from shared.database.engine import connect
 from shared.database.migrate import upgrade
 from shared.database.tasks import Tasks
 from shared.domain.messages import Order, order_placed
-from shared.domain.task import Status, Task
+from shared.domain.task import Reason, Status, Task
 from shared.observe import metrics
 
 _COPIES: Final = 2
@@ -82,12 +83,14 @@ def _show(console: Console, stack: Stack, system: System, pictures: Path) -> boo
     if pairs:
         contact_sheet(pairs, sheet)
     by_status = Counter(row.status for row in rows.values())
-    expected = {
+    reasons = sorted(str(row.reason) for row in rows.values() if row.status is Status.FAILED)
+    expected: dict[str, tuple[object, object]] = {
         "orders": (len(rows), COUNT),
         "messages": (len(orders) * _COPIES, COUNT * _COPIES),
         "duplicates stopped": (duplicates, COUNT),
         "completed": (by_status[Status.COMPLETED], COUNT - 2),
         "dead letters": (letters, 2),
+        "their reasons": (", ".join(reasons), f"{Reason.EXECUTION_FAILED}, {Reason.INVALID_WORKFLOW}"),
     }
     table = Table(title="What became of them", show_header=False)
     for name, (found, wanted) in expected.items():
@@ -97,7 +100,7 @@ def _show(console: Console, stack: Stack, system: System, pictures: Path) -> boo
     console.print(table)
     for row in rows.values():
         if row.status is Status.FAILED:
-            console.print(f"[yellow]{row.idempotency_key}[/yellow] {row.reason}: {(row.detail or '')[:160]}")
+            console.print(f"[yellow]{row.idempotency_key}[/yellow] {row.reason}: {escape((row.detail or '')[:160])}")
     console.print(f"\nPictures       {pictures}\nContact sheet  {sheet}\nLogs           {stack.directory / 'logs'}")
     console.print(
         "\nNext: `KEEP=1 make demo` leaves all of it running; `make up` starts the servers alone;"
