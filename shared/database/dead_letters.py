@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from shared.database.actions import note_action
 from shared.database.engine import in_transaction
-from shared.database.slots import note_action
 from shared.domain.task import Reason, Stage
 
 #: Bytes of a message's body that are kept.
@@ -192,7 +192,7 @@ class DeadLetters:
         fresh = [(Stage(rows[i]["stages"]), Reason(rows[i]["reasons"])) for i in (*new, *again)]
         return Recorded(fresh, len(again))
 
-    def list(self, wanted: LetterFilter) -> Sequence[StoredLetter]:
+    def find(self, wanted: LetterFilter) -> Sequence[StoredLetter]:
         """The letters of the filter without their bodies, oldest first."""
         found = in_transaction(self._engine, lambda c: c.execute(_LIST, _filter(wanted)).all())
         return [StoredLetter(**row._mapping) for row in found]

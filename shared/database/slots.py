@@ -1,7 +1,8 @@
 """Backends and their slots: who may start what where. In flight is counted from live rows, never kept in a counter."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -40,7 +41,10 @@ class Backend:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Rows that are ours for one lease. none_left -- no row of the pool is free, so further permits are for nothing."""
+    """Rows that are ours for one lease.
+
+    none_left -- slots are free and no row of the pool is free to take, so further permits are for nothing
+    """
 
     tasks: Sequence[Task]
     none_left: bool
@@ -48,7 +52,8 @@ class Taken:
 
 _LOCK: Final = sa.text("""
 select name, capacity from backends
-where pool = :pool and enabled and health = 'up' and coalesce(paused_until <= now(), true) order by name for update
+where pool = :pool and enabled and health = 'up' and coalesce(paused_until <= now(), true)
+    and (cast(:known as text[]) is null or name = any(:known)) order by name for update
 """)
 
 #: A statement of its own, after the lock: one statement for both would count with a snapshot older than the lock.
@@ -57,14 +62,23 @@ select backend, count(*) as live from tasks
 where backend = any(:backends) and (status in ('submitting', 'processing') or cancel_owed) group by backend
 """)
 
-_CANDIDATES: Final = f"""
+_LEASE_OVER: Final = sa.text(f"""
 select {TASK} from tasks t
-where t.pool = :pool and t.free_at <= now() and t.deadline_at > now() and t.id <> all(cast(:skip as uuid[]))
-    and (t.status = 'pending' and :with_pending or t.status = 'submitting' and t.backend = any(:backends))
+where t.pool = :pool and t.status = 'submitting' and t.backend = any(:backends) and t.free_at <= now()
+    and t.deadline_at > now()
+order by t.free_at limit :limit for update skip locked
+""")
+
+#: shunned -- the only backend with a free slot while others are there: rows that avoid it must not stand in the way
+_PENDING: Final = f"""
+select {TASK} from tasks t
+where t.pool = :pool and t.status = 'pending' and t.free_at <= now() and t.deadline_at > now()
+    and t.id <> all(cast(:skip as uuid[]))
+    and (cast(:shunned as text) is null or t.avoid_backend is distinct from :shunned)
 order by {{order}} limit :limit for update skip locked
 """
-_BY_PRIORITY: Final = sa.text(_CANDIDATES.format(order="t.priority desc, t.created_at"))
-_BY_AGE: Final = sa.text(_CANDIDATES.format(order="t.created_at"))
+_BY_PRIORITY: Final = sa.text(_PENDING.format(order="t.priority desc, t.created_at"))
+_BY_AGE: Final = sa.text(_PENDING.format(order="t.created_at"))
 
 _TAKE: Final = sa.text(f"""
 update tasks t set status = 'submitting', version = t.version + 1, changed_at = now(), actor = :actor,
@@ -110,46 +124,62 @@ class Slots:
         self._metrics = metrics
         self._picks = 0  # only its remainder matters, so a lost update between threads does no harm
 
-    def take(self, pool: str, *, at_most: int, lease_seconds: float) -> Taken:
+    def take(self, pool: str, *, at_most: int, lease_seconds: float, known: Collection[str] | None = None) -> Taken:
         """Own up to `at_most` rows of the pool for one lease: takeovers first, then what free slots allow.
 
         Pending rows get attempt + 1, a job key and the least loaded backend; a row whose lease ran out keeps all
         three and comes back with taken_over set. Raises DatabaseAway: rows taken by a commit whose answer was
         lost are taken over when their lease is over.
+
+        known -- backends the caller has a provider for, since during a deploy the table may name newer ones; None: all
         """
-        taken, none_left = in_transaction(self._engine, lambda c: self._take(c, pool, at_most, lease_seconds))
-        self._picks += len(taken)
+        names = None if known is None else list(known)
+        work = partial(self._take, pool=pool, at_most=at_most, lease=lease_seconds, known=names)
+        taken, picked, none_left = in_transaction(self._engine, work)
+        self._picks += picked
         for task in taken:
             before = Status.SUBMITTING if task.taken_over else Status.PENDING
             self._metrics.count("transitions_total", from_status=before, to_status=Status.SUBMITTING, result="applied")
         return Taken(taken, none_left)
 
-    def _take(self, c: sa.Connection, pool: str, at_most: int, lease: float) -> tuple[list[Task], bool]:
-        capacity = {row.name: row.capacity for row in c.execute(_LOCK, {"pool": pool})}
+    def _take(
+        self, c: sa.Connection, *, pool: str, at_most: int, lease: float, known: list[str] | None
+    ) -> tuple[list[Task], int, bool]:
+        """The rows taken, how many of them were pending, and none_left."""
+        capacity = {row.name: row.capacity for row in c.execute(_LOCK, {"pool": pool, "known": known})}
         if not capacity or at_most < 1:
-            return [], False
+            return [], 0, False
         live = {row.backend: row.live for row in c.execute(_IN_FLIGHT, {"backends": list(capacity)})}
         load = {name: live.get(name, 0) for name in capacity}
+        over = c.execute(_LEASE_OVER, {"pool": pool, "backends": list(capacity), "limit": at_most})
+        placed = [(task, task.backend or "") for task in map(task_of, over)]
+        # No more than can be placed: of rows that are picked and then left, the order of picking would mean nothing.
         free = sum(max(0, capacity[name] - load[name]) for name in capacity)
-        candidates = self._candidates(c, pool, list(capacity), at_most, with_pending=free > 0)
-        placed: list[tuple[Task, str]] = []
-        for task in candidates:
-            if task.status is Status.SUBMITTING and task.backend is not None:
-                placed.append((task, task.backend))
-            elif place := _place(task, capacity, load):
+        wanted = min(at_most - len(placed), free)
+        shunned = _shunned(capacity, load)
+        pending = self._pending(c, pool, wanted, shunned) if wanted else []
+        picked = 0
+        for task in pending:
+            if place := _place(task, capacity, load):
                 load[place] += 1
+                picked += 1
                 placed.append((task, place))
-        return self._own(c, placed, lease), free > 0 and len(candidates) < at_most
+        none_left = wanted > 0 and len(pending) < wanted and picked == len(pending) and shunned is None
+        return self._own(c, placed, lease), picked, none_left
 
-    def _candidates(
-        self, c: sa.Connection, pool: str, backends: list[str], at_most: int, *, with_pending: bool
-    ) -> list[Task]:
-        by_age = sum((self._picks + i) % PICK_BY_AGE_EVERY == PICK_BY_AGE_EVERY - 1 for i in range(at_most))
-        values: dict[str, Any] = {"pool": pool, "backends": backends, "with_pending": with_pending, "skip": []}
-        oldest = [task_of(r) for r in c.execute(_BY_AGE, values | {"limit": by_age})] if by_age else []
+    def _pending(self, c: sa.Connection, pool: str, wanted: int, shunned: str | None) -> list[Task]:
+        """Up to `wanted` rows in the order they are picked: high priority first, every fifth one by age alone."""
+        turns = [(self._picks + i) % PICK_BY_AGE_EVERY == PICK_BY_AGE_EVERY - 1 for i in range(wanted)]
+        values: dict[str, Any] = {"pool": pool, "shunned": shunned, "skip": []}
+
+        def rows(statement: sa.TextClause, limit: int) -> list[Task]:
+            return [task_of(row) for row in c.execute(statement, values | {"limit": limit})] if limit else []
+
+        oldest = rows(_BY_AGE, sum(turns))
         values["skip"] = [str(task.id) for task in oldest]
-        first = [task_of(r) for r in c.execute(_BY_PRIORITY, values | {"limit": at_most - by_age})]
-        return oldest + first
+        first = rows(_BY_PRIORITY, wanted - sum(turns))
+        queues = {True: iter(oldest), False: iter(first)}
+        return [task for turn in turns if (task := next(queues[turn], None))]
 
     def _own(self, c: sa.Connection, placed: Sequence[tuple[Task, str]], lease: float) -> list[Task]:
         if not placed:
@@ -226,6 +256,12 @@ class Slots:
             return changed
 
         return in_transaction(self._engine, work)
+
+
+def _shunned(capacity: dict[str, int], load: dict[str, int]) -> str | None:
+    """The one backend with a free slot, when there are others without: rows that avoid it wait for those."""
+    open_ = [name for name in capacity if load[name] < capacity[name]]
+    return open_[0] if len(open_) == 1 and len(capacity) > 1 else None
 
 
 def _place(task: Task, capacity: dict[str, int], load: dict[str, int]) -> str | None:

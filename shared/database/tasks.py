@@ -9,11 +9,11 @@ import sqlalchemy as sa
 from shared.database.actions import note_action
 from shared.database.claims import Claim, Claimed, claim
 from shared.database.engine import in_transaction
-from shared.database.moves import Change, move_in
+from shared.database.moves import LOCK_IN_ORDER, Change, move_in
 from shared.database.rows import TASK, task_of
 from shared.domain.messages import Artifact
 from shared.domain.outcome import FollowUp
-from shared.domain.task import Status, Task
+from shared.domain.task import Reason, Status, Task
 
 _BY_ID: Final = sa.text(f"select {TASK} from tasks t where t.id = any(cast(:ids as uuid[]))")
 
@@ -82,8 +82,8 @@ where a.task_id = any(cast(:ids as uuid[])) and t.status = 'completed' order by 
 """)
 
 
-_EXECUTION_FAILURES: Final = sa.text("""
-select count(*) from attempts a where a.task_id = :id and a.outcome = 'execution_failed' and a.attempt > coalesce(
+_ENDED_WITH: Final = sa.text("""
+select count(*) from attempts a where a.task_id = :id and a.outcome = :outcome and a.attempt > coalesce(
     (select max(m.attempt) from task_moves m where m.task_id = :id and m.from_status = 'failed'), 0)
 """)
 
@@ -175,8 +175,10 @@ class Tasks:
         change = Change(task=task, to=Status.PROCESSING, provider_job_id=provider_job_id, due_in=due_in)
 
         def work(connection: sa.Connection) -> Task | None:
+            # First tasks, then attempts, as every move does: the other way round two of them could deadlock.
+            moved = move_in(connection, [change], self._actor).get(task.id)
             connection.execute(_ACCEPTED, {"id": task.id, "attempt": task.attempt, "job": provider_job_id})
-            return move_in(connection, [change], self._actor).get(task.id)
+            return moved
 
         recorded = in_transaction(self._engine, work)
         self._metrics.count(
@@ -209,8 +211,9 @@ class Tasks:
         """
 
         def note(connection: sa.Connection, moved: Mapping[uuid.UUID, Task]) -> None:
-            for id_ in moved if by_whom is not None else ():
-                note_action(connection, by_whom or "", "order cancel", str(id_), {"reason": reason})
+            if by_whom is not None:
+                for id_ in moved:
+                    note_action(connection, by_whom, "order cancel", str(id_), {"reason": reason})
 
         while True:
             task = self.find(task_id)
@@ -220,7 +223,7 @@ class Tasks:
             change = Change(
                 task=task,
                 to=Status.CANCELLED,
-                reason=reason,
+                reason=reason or "on request",
                 due_in=0.0,
                 cancel_owed=begun,
                 attempt_outcome="cancelled" if begun else None,
@@ -228,15 +231,21 @@ class Tasks:
             if moved := self._move([change], note):
                 return moved[task.id]
 
-    def execution_failures(self, task: Task) -> int:
-        """Attempts since the last replay that ended in an execution error."""
-        return in_transaction(self._engine, lambda c: int(c.execute(_EXECUTION_FAILURES, {"id": task.id}).scalar_one()))
+    def attempts_ended(self, task: Task, outcome: Reason) -> int:
+        """Attempts since the last replay that ended this way."""
+        values = {"id": task.id, "outcome": outcome}
+        return in_transaction(self._engine, lambda c: int(c.execute(_ENDED_WITH, values).scalar_one()))
 
     def clear_due(self, paid: Sequence[FollowUp]) -> None:
         """The follow-ups of these final rows are confirmed: nothing is owed any more."""
         ordered = sorted(paid, key=lambda follow_up: follow_up.task_id)
         values = {"ids": [str(f.task_id) for f in ordered], "versions": [f.version for f in ordered]}
-        in_transaction(self._engine, lambda connection: connection.execute(_CLEAR_DUE, values))
+
+        def work(connection: sa.Connection) -> None:
+            connection.execute(LOCK_IN_ORDER, {"ids": values["ids"]})
+            connection.execute(_CLEAR_DUE, values)
+
+        in_transaction(self._engine, work)
 
     def free_rows(self, pools: Sequence[str]) -> Mapping[str, int]:
         """Rows free to take now, by pool."""

@@ -95,15 +95,17 @@ _BACKEND_RESULTS = ("ok", "timeout", "connect", "http_429", "http_4xx", "http_5x
 
 #: The loops that stamp themselves; shared/observe/health.py writes the gauge.
 LOOPS: Final = ("consume", "schedule", "watch", "collect", "replay", "export")
-#: SQL questions whose answer must be 0, see services/ops/exporter.py.
+#: SQL questions whose answer must be 0, see shared/database/audit.py.
 INVARIANTS: Final = (
     "duplicate_task",
+    "duplicate_order",
     "double_submit",
     "lost_order",
     "missing_artifact",
     "over_capacity",
     "zombie",
     "bad_history",
+    "legal_moves",
 )
 
 CATALOGUE: Final[tuple[Metric, ...]] = (

@@ -1,0 +1,92 @@
+"""The ops service: records dead letters, finishes replays, watches the promises."""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from services.ops.collector import Collector
+from services.ops.exporter import Exporter
+from services.ops.replay import Replayer, confirmed
+from shared.broker.broker import Broker
+from shared.broker.consumer import Subscription
+from shared.broker.topology import dead_queue
+from shared.database.dead_letters import DeadLetters
+from shared.database.replays import Replays
+from shared.domain.errors import Outage
+from shared.domain.task import Stage
+from shared.service import run, start
+
+log = logging.getLogger(__name__)
+
+#: Letters recorded in one transaction.
+_BATCH: Final = 100
+#: Time between two looks for replays that nobody finished.
+_FINISH_SECONDS: Final = 10.0
+#: A loop that does not turn for so long hangs.
+_LIMIT_SECONDS: Final = 120.0
+
+
+def main() -> None:
+    service = start("ops", threads=6)
+    settings = service.settings
+    letters = DeadLetters(service.engine, service.actor)
+    collector = Collector(letters, service.metrics)
+    broker = Broker(
+        settings.amqp_urls,
+        service.topology,
+        name=service.actor,
+        metrics=service.metrics,
+        subscriptions=[
+            Subscription(queue=dead_queue(stage), handler=collector.handle, prefetch=2 * _BATCH, batch=_BATCH)
+            for stage in Stage
+        ],
+        brake_after=settings.brake_after,
+        tick=service.tick,
+    )
+    replayer = Replayer(
+        letters,
+        Replays(service.engine, settings.default_deadline_seconds),
+        publish=confirmed(broker.publish, settings.confirm_timeout_seconds),
+        pools=service.pools,
+        metrics=service.metrics,
+    )
+    exporter = Exporter(service.engine, service.metrics)
+    service.watch(broker)
+    server = service.serve_health()
+    broker.start()
+    loops = {
+        "replay": lambda beat: _finish_replays(replayer, service.stopping, beat),
+        "export": lambda beat: exporter.run(service.stopping, beat),
+    }
+    threads = []
+    for name, loop in loops.items():
+
+        def beat(name: str = name) -> None:
+            service.health.beat(name, _LIMIT_SECONDS)
+
+        threads.append(threading.Thread(target=loop, args=(beat,), name=name, daemon=True))
+        threads[-1].start()
+    service.wait()
+    for name in loops:
+        service.health.retire(name)
+    if not broker.stop(settings.drain_seconds):
+        log.warning("work left unfinished; it comes back by itself")
+    for thread in threads:
+        thread.join(2.0)
+    if server is not None:
+        server.close()
+
+
+def _finish_replays(replayer: Replayer, stopping: threading.Event, beat: Callable[[], None]) -> None:
+    while not stopping.is_set():
+        beat()
+        try:
+            replayer.finish()
+        except Outage as error:
+            log.warning("replays left for later", extra={"why": str(error)})
+        stopping.wait(_FINISH_SECONDS)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,81 @@
+"""`darkroom backend`: which servers there are, and a pause for one of them."""
+
+from typing import Annotated
+
+import typer
+
+from shared.database.engine import connect
+from shared.database.slots import Backend, Slots
+from shared.terminal import AsJson, ByWhom, Quiet, duration, fail, plain, print_json, seconds_of, settings, table
+
+backend_app = typer.Typer(no_args_is_help=True, help="The servers and provider accounts that make the pictures.")
+
+Name = Annotated[str, typer.Argument(help="Name of the backend, as in the backends file.")]
+
+
+@backend_app.command("list")
+def list_(as_json: AsJson = False) -> None:
+    """Show every backend with what it is doing."""
+    found = _slots("darkroom backend list").backends()
+    if as_json:
+        for backend in found:
+            print_json(plain(backend) | {"takes_work": backend.takes_work})
+        return
+    if not found:
+        typer.echo("there are no backends yet; a submitter writes them here from its backends file")
+        return
+    headings = ("name", "pool", "adapter", "url", "in flight", "state")
+    rows = [(b.name, b.pool, b.adapter, b.url, f"{b.in_flight}/{b.capacity}", _state(b)) for b in found]
+    typer.echo(table(headings, rows))
+
+
+@backend_app.command()
+def pause(
+    name: Name,
+    by: ByWhom,
+    reason: Annotated[str, typer.Option(help="Why; shown to whoever looks.")],
+    for_: Annotated[str, typer.Option("--for", help="How long, such as 10m; without it until resumed.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Give a backend no new work. What runs there goes on and is finished."""
+    seconds = seconds_of(for_) if for_ else None
+    slots = _slots(by)
+    if not slots.pause(name, by, reason, seconds):
+        raise _unknown(slots, name)
+    if as_json:
+        print_json({"backend": name, "paused": True, "seconds": seconds, "reason": reason, "by": by})
+    else:
+        how_long = f"for {duration(seconds)}" if seconds else f"until `darkroom backend resume {name}`"
+        typer.echo(f"{name} gets no new work {how_long}")
+
+
+@backend_app.command()
+def resume(name: Name, by: ByWhom, as_json: AsJson = False) -> None:
+    """Give a paused backend work again."""
+    slots = _slots(by)
+    if not slots.resume(name, by):
+        raise _unknown(slots, name)
+    if as_json:
+        print_json({"backend": name, "paused": False, "by": by})
+    else:
+        typer.echo(f"{name} gets work again")
+
+
+def _slots(actor: str) -> Slots:
+    return Slots(connect(settings().database_url.get_secret_value(), pool_size=1), actor, Quiet())
+
+
+def _unknown(slots: Slots, name: str) -> typer.Exit:
+    names = ", ".join(backend.name for backend in slots.backends())
+    return fail(f"no backend is called {name!r}; there are: {names or 'none'}", 1)
+
+
+def _state(backend: Backend) -> str:
+    """One word for what matters most, and why."""
+    if not backend.enabled:
+        return "no longer in the backends file"
+    if backend.is_paused:
+        return f"paused: {backend.pause_reason}" if backend.pause_reason else "paused"
+    if backend.health != "up":
+        return f"{backend.health}: {backend.health_detail}" if backend.health_detail else backend.health
+    return "up"

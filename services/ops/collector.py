@@ -1,0 +1,154 @@
+"""Handler of the dead queues: every letter becomes one row of `dead_letters`, whatever it looks like."""
+
+import hashlib
+import json
+import logging
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+from typing import Any, Final, TypeVar
+
+from shared.broker.topology import stage_of
+from shared.database.dead_letters import MAX_BODY_BYTES, DeadLetters, NewLetter, storable
+from shared.domain.messages import MAX_DETAIL_CHARS, Delivery
+from shared.domain.outcome import Done, Outcome
+from shared.domain.task import Reason, Stage
+from shared.observe.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+E = TypeVar("E", bound=StrEnum)
+
+#: What `headers["body"]` says when the row does not hold the very bytes that came.
+CUT: Final = "cut"
+ALTERED: Final = "altered"
+
+_POOL: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_KEPT_DEATHS: Final = 5
+_MAX_HEADER_CHARS: Final = 200
+
+
+class Collector:
+    """One for all dead queues. A letter that comes twice is recorded once."""
+
+    def __init__(self, letters: DeadLetters, metrics: Metrics) -> None:
+        self._letters = letters
+        self._metrics = metrics
+
+    def handle(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
+        """Record the whole batch, then have it acked. Raises DatabaseAway: the same batch comes again."""
+        recorded = self._letters.record([letter_of(delivery) for delivery in deliveries])
+        for stage, reason in recorded.fresh:
+            self._metrics.count("dead_letters_total", stage=stage, reason=reason)
+        if recorded.fresh:
+            log.info("dead letters recorded", extra={"new": len(recorded.fresh), "reopened": recorded.reopened})
+        return [Done() for _ in deliveries]
+
+
+def letter_of(delivery: Delivery) -> NewLetter:
+    """The letter in a delivery from a dead queue. Pure, and never raises: anybody may publish there.
+
+    A delivery with x-death was buried by the broker, and its other headers are the sender's own: they decide nothing.
+    """
+    headers = delivery.headers if isinstance(delivery.headers, Mapping) else {}
+    queue_stage = stage_of(delivery.queue)
+    deaths = _deaths(headers.get("x-death"))
+    body, mark = _text(delivery.body)
+    kept: dict[str, Any] = {"queue": delivery.queue} | ({"body": mark} if mark else {})
+    if isinstance(traceparent := headers.get("traceparent"), str):
+        kept["traceparent"] = storable(traceparent, _MAX_HEADER_CHARS)
+    task_id, attempt, stage = None, None, queue_stage
+    if deaths:
+        kept["x-death"] = deaths
+        reason, detail = Reason.DELIVERY_LIMIT, _sentence(deaths[0])
+    else:
+        found = _member(Reason, headers.get("reason"))
+        stage = _member(Stage, headers.get("stage")) or queue_stage
+        detail = storable(_plain(headers.get("detail")), MAX_DETAIL_CHARS)
+        if found is None:
+            given = _plain(headers.get("reason"))
+            detail = f"published straight into {delivery.queue} without a known reason: {given!r:.100} {detail}".strip()
+        reason = found or Reason.INVALID_MESSAGE
+        if reason is not Reason.CONFLICT:  # such a letter is about an order that got no row
+            task_id, attempt = _task(headers.get("task_id"), headers.get("attempt"))
+    message_id = storable(delivery.message_id, _MAX_HEADER_CHARS) if isinstance(delivery.message_id, str) else None
+    return NewLetter(
+        identity=hashlib.sha256((message_id or "").encode() + b"\x00" + delivery.body).hexdigest(),
+        task_id=task_id,
+        attempt=attempt,
+        stage=stage,
+        reason=reason,
+        detail=storable(detail),
+        pool=_pool(delivery.body),
+        message_id=message_id,
+        message_type=storable(delivery.type, _MAX_HEADER_CHARS) if isinstance(delivery.type, str) else None,
+        body=body,
+        headers=kept,
+    )
+
+
+def _member(kind: type[E], value: object) -> E | None:
+    return kind(value) if isinstance(value, str) and value in kind.__members__.values() else None
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return "" if value is None else str(value)
+
+
+def _task(task_id: object, attempt: object) -> tuple[uuid.UUID | None, int | None]:
+    """Both or neither: a letter that names no attempt is about no row."""
+    if not isinstance(task_id, str) or not isinstance(attempt, int) or not 0 <= attempt < 2**31:
+        return None, None
+    try:
+        return uuid.UUID(task_id), int(attempt)
+    except ValueError:
+        return None, None
+
+
+def _text(body: bytes) -> tuple[str, str | None]:
+    """The body as text of at most 64 KiB, and what had to be done to it."""
+    try:
+        text, mark = body[:MAX_BODY_BYTES].decode(), None
+    except UnicodeDecodeError as error:
+        is_last_sign = len(body) > MAX_BODY_BYTES and error.start > MAX_BODY_BYTES - 4
+        end = error.start if is_last_sign else MAX_BODY_BYTES // 4  # an escaped byte takes four
+        text, mark = body[:end].decode("utf-8", "backslashreplace"), None if is_last_sign else ALTERED
+    if "\x00" in text:
+        text, mark = text.replace("\x00", "�"), ALTERED
+    if len(body) > MAX_BODY_BYTES:
+        mark = CUT
+    return text.encode()[:MAX_BODY_BYTES].decode(errors="ignore"), mark
+
+
+def _pool(body: bytes) -> str | None:
+    """The pool an order, permit or check names, when the body can be read at all."""
+    try:
+        read = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    pool = read.get("pool") if isinstance(read, dict) else None
+    return pool if isinstance(pool, str) and _POOL.fullmatch(pool) else None
+
+
+def _deaths(x_death: object) -> list[dict[str, Any]]:
+    """The broker's own account, newest first: queue, reason, count."""
+    if not isinstance(x_death, list):
+        return []
+    return [
+        {
+            "queue": storable(_plain(death.get("queue")), _MAX_HEADER_CHARS),
+            "reason": storable(_plain(death.get("reason")), _MAX_HEADER_CHARS),
+            "count": death["count"] if isinstance(death.get("count"), int) else None,
+        }
+        for death in x_death[:_KEPT_DEATHS]
+        if isinstance(death, Mapping)
+    ]
+
+
+def _sentence(death: Mapping[str, Any]) -> str:
+    if death["reason"] == "delivery_limit":
+        return f"handed out of {death['queue']} too often without an answer: its workers died or lost their connection"
+    return f"the broker moved it out of {death['queue']}: {death['reason']}"

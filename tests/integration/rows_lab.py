@@ -1,0 +1,146 @@
+"""Rows of `tasks` in every status, made the way the services make them."""
+
+import io
+import itertools
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from PIL import Image
+
+from shared.database.claims import Claim
+from shared.database.engine import connect
+from shared.database.moves import Change
+from shared.database.slots import Slots
+from shared.database.tasks import Tasks
+from shared.domain.messages import Artifact, Delivery, Order, dead_letter
+from shared.domain.outcome import FollowUp
+from shared.domain.task import Reason, Stage, Status, Task
+from shared.observe import metrics
+from shared.storage import Artifacts
+
+POOL = "comfyui"
+_numbers = itertools.count(1)
+
+
+class Lab:
+    """One test's database, with one ComfyUI of capacity 100, and a store in memory."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.engine = connect(url, pool_size=12)
+        self.metrics = metrics.build("ops", pools=[POOL], queues=["orders.dead"], strict=True)
+        anything = metrics.build(metrics.EVERYTHING, pools=[POOL], strict=True)
+        self.tasks = Tasks(self.engine, "lab", anything)
+        self.slots = Slots(self.engine, "lab", anything)
+        self.artifacts = Artifacts("memory://")
+        self.slots.sync([("gpu-1", POOL, "comfyui", "http://127.0.0.1:1", 100, 60.0)])
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    def sql(self, statement: str, **values: Any) -> list[sa.Row[Any]]:
+        with self.engine.begin() as connection:
+            result = connection.execute(sa.text(statement), values)
+            return list(result) if result.returns_rows else []
+
+    def pending(self, **fields: Any) -> Task:
+        order = Order(**{"idempotency_key": f"key-{next(_numbers)}", "pool": POOL, "workflow": "demo"} | fields)
+        claim = Claim(
+            idempotency_key=order.idempotency_key,
+            order_id=order.order_id,
+            fingerprint=order.fingerprint,
+            pool=order.pool,
+            priority=order.priority,
+            deadline_seconds=order.deadline_seconds or 3600.0,
+            body=order.model_dump(mode="json"),
+            trace_id=uuid.uuid4().hex,
+        )
+        return self.tasks.claim([claim])[0].task
+
+    def submitting(self, **fields: Any) -> Task:
+        task = self.pending(**fields)
+        return next(row for row in self.take() if row.id == task.id)
+
+    def take(self) -> Sequence[Task]:
+        return self.slots.take(POOL, at_most=100, lease_seconds=60, known=["gpu-1"]).tasks
+
+    def processing(self, **fields: Any) -> Task:
+        task = self.submitting(**fields)
+        recorded = self.tasks.record(task, str(task.job_key), due_in=60)
+        assert recorded is not None
+        return recorded
+
+    def completed(self, **fields: Any) -> Task:
+        task = self.processing(**fields)
+        picture = self.artifacts.put(task.id, task.attempt, 0, a_picture())
+        return self.paid(self.end(task, Status.COMPLETED, artifacts=[picture], attempt_outcome="completed"))
+
+    def failed(self, reason: Reason = Reason.EXECUTION_FAILED, detail: str = "node 7 broke", **fields: Any) -> Task:
+        """Failed at attempt 1 in the stage check; nothing is owed any more."""
+        task = self.processing(**fields)
+        return self.paid(
+            self.end(
+                task,
+                Status.FAILED,
+                reason=reason,
+                detail=detail,
+                stage=Stage.CHECK,
+                charge=True,
+                attempt_outcome=reason,
+            )
+        )
+
+    def failed_at_once(self, task: Task) -> Task:
+        """pending -> failed in the stage orders, without an attempt; nothing is owed any more."""
+        return self.paid(
+            self.end(task, Status.FAILED, reason=Reason.INVALID_WORKFLOW, detail="no workflow", stage=Stage.ORDERS)
+        )
+
+    def end(self, task: Task, to: Status, **fields: Any) -> Task:
+        return self.tasks.move([Change(task=task, to=to, **fields)])[task.id]
+
+    def paid(self, task: Task) -> Task:
+        self.tasks.clear_due([FollowUp(task.id, task.version)])
+        return self.tasks.refresh(task)
+
+    def row(self, task: Task) -> Task:
+        return self.tasks.refresh(task)
+
+
+def a_picture(colour: str = "red") -> io.BytesIO:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(file, "PNG")
+    file.seek(0)
+    return file
+
+
+def letter_about(task: Task) -> Delivery:
+    """What arrives in the dead queue about a failed row."""
+    message = dead_letter(task)
+    return a_delivery(
+        queue=message.routing_key,
+        body=message.body,
+        type=message.type,
+        message_id=message.message_id,
+        headers=message.headers,
+    )
+
+
+def a_delivery(**fields: Any) -> Delivery:
+    return Delivery(
+        **{
+            "queue": "orders.dead",
+            "body": b"{}",
+            "type": None,
+            "message_id": None,
+            "correlation_id": None,
+            "headers": {},
+            "redelivered": False,
+        }
+        | fields
+    )
+
+
+__all__ = ["POOL", "Artifact", "Lab", "a_delivery", "a_picture", "letter_about"]
