@@ -103,15 +103,15 @@ class Service:
         ]
         self.slots.sync(wanted)
 
-    def watch(self, broker: Broker) -> None:
-        """Have readiness follow the broker and the database."""
+    def watch(self, broker: Broker, *, needs_database: bool = True) -> None:
+        """Have readiness follow the broker and the database; without need of the database it is only reported."""
 
         def broker_ready() -> tuple[bool, str]:
             problems = broker.problems
             return not problems, "; ".join(problems)
 
         self.health.ask("broker", broker_ready, every_seconds=1.0)
-        self.health.ask("database", self._schema_is_right, every_seconds=5.0)
+        self.health.ask("database", partial(self._database_ready, needed=needs_database), every_seconds=5.0)
 
     def tick(self) -> None:
         """The I/O loop turned."""
@@ -142,6 +142,13 @@ class Service:
             self.stopping.wait(every_seconds)
         self.health.drain()
         log.info("draining")
+
+    def _database_ready(self, *, needed: bool) -> tuple[bool, str]:
+        try:
+            ok, detail = self._schema_is_right()
+        except Outage:
+            ok, detail = False, "away"
+        return ok or not needed, detail
 
     def _schema_is_right(self) -> tuple[bool, str]:
         found = current_revision(self.engine)

@@ -1,0 +1,68 @@
+"""The producer: orders come in over HTTP and leave for the broker."""
+
+import logging
+import socket
+import sys
+import threading
+
+import uvicorn
+
+from services.producer.api import READERS, create_app
+from services.producer.orders import Offer
+from shared.broker.broker import Broker
+from shared.service import CannotStart, run, start
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    service = start("producer", threads=READERS)
+    settings = service.settings
+    broker = Broker(
+        settings.amqp_urls, service.topology, name=service.actor, metrics=service.metrics, tick=service.tick
+    )
+    app = create_app(
+        publisher=broker,
+        tasks=service.tasks,
+        offer=Offer({backend.pool: backend.adapter for backend in service.backends}, service.workflows()),
+        metrics=service.metrics,
+        confirm_timeout_seconds=settings.confirm_timeout_seconds,
+    )
+    listener = _listen(settings.http_host, settings.http_port)
+    http = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(settings.drain_seconds))
+    )
+    # Orders can be placed while the database is away, so a balancer must go on sending them.
+    service.watch(broker, needs_database=False)
+    health = service.serve_health()
+    broker.start()
+    # In a thread of its own: in the main thread uvicorn would take the signals, and they are the service's.
+    serving = threading.Thread(target=http.run, args=([listener],), name="http", daemon=True)
+    serving.start()
+    log.info("listening", extra={"host": settings.http_host, "port": listener.getsockname()[1]})
+    service.wait(lambda: None if serving.is_alive() else service.stopping.set())
+    ended_by_itself = not serving.is_alive()
+    http.should_exit = True
+    serving.join(settings.drain_seconds + 5.0)
+    if not broker.stop():
+        log.warning("the broker connection did not end in good order")
+    if health is not None:
+        health.close()
+    if ended_by_itself:
+        log.error("the HTTP server ended by itself")
+        sys.exit(1)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket, made here so that a taken port is a sentence and port 0 is known before the first request."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise CannotStart(
+            f"cannot listen on {host}:{port} ({error.strerror}): give DARKROOM_HTTP_PORT another port, or 0"
+        ) from error
+
+
+if __name__ == "__main__":
+    run(main)

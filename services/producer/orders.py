@@ -1,0 +1,95 @@
+"""An order as it comes in: read from bytes, and every mistake in it with the field it is in."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import ValidationError
+
+from shared.domain.errors import DarkroomError
+from shared.domain.messages import MAX_ORDER_BYTES, Order, order_placed
+from shared.providers.workflow import Workflows
+
+#: Stands for the field when the mistake is in the order as a whole.
+WHOLE: Final = "order"
+#: The one adapter whose jobs are workflows of ours.
+_TAKES_WORKFLOWS: Final = "comfyui"
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """What is wrong with one field; `message` is the end of a sentence that begins with the field."""
+
+    field: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}"
+
+
+class BadOrder(DarkroomError):
+    """Not an order. is_json -- whether it could be read as JSON at all."""
+
+    def __init__(self, mistakes: Sequence[Mistake], *, is_json: bool = True) -> None:
+        super().__init__("; ".join(map(str, mistakes)))
+        self.mistakes = tuple(mistakes)
+        self.is_json = is_json
+
+
+class TooLarge(BadOrder):
+    """More bytes than anybody may send."""
+
+    def __init__(self) -> None:
+        super().__init__([Mistake(WHOLE, f"has more than {MAX_ORDER_BYTES} bytes; send pictures as addresses")])
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What can be ordered here. pools -- name -> adapter that serves it."""
+
+    pools: Mapping[str, str]
+    workflows: Workflows
+
+    def mistakes(self, order: Order) -> list[Mistake]:
+        """An unknown pool or workflow, and inputs outside of their bounds. Pure."""
+        adapter = self.pools.get(order.pool)
+        if adapter is None:
+            return [Mistake("pool", f"is unknown; there are: {_list(self.pools)}")]
+        if adapter != _TAKES_WORKFLOWS and order.workflow is None:
+            return []  # what an API provider takes, its adapter knows; the submitter asks it
+        workflow = self.workflows.get(order.workflow)
+        if workflow is None:
+            why = "is missing" if order.workflow is None else "is unknown"
+            return [Mistake("workflow", f"{why}; there are: {_list(self.workflows.names())}")]
+        return [Mistake(f"inputs.{name[:64]}", why) for name, why in workflow.wrong_inputs(order.inputs).items()]
+
+
+def read_order(raw: bytes) -> Order:
+    """The order in one JSON object. Raises BadOrder with every wrong field, TooLarge."""
+    if len(raw) > MAX_ORDER_BYTES:
+        raise TooLarge
+    try:
+        order = Order.model_validate_json(raw)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        is_json = all(problem["type"] != "json_invalid" for problem in problems)
+        raise BadOrder([_mistake(problem) for problem in problems], is_json=is_json) from None
+    if len(order_placed(order).body) > MAX_ORDER_BYTES:  # 1e15 comes out as 1000000000000000.0
+        raise TooLarge
+    return order
+
+
+def _mistake(problem: Mapping[str, Any]) -> Mistake:
+    field = ".".join(str(part)[:64] for part in problem["loc"]) or WHOLE
+    match problem["type"]:
+        case "missing":
+            return Mistake(field, "is missing")
+        case "extra_forbidden":
+            return Mistake(field, "is not a field of an order")
+        case "json_invalid":
+            return Mistake(field, str(problem["msg"]).replace("Invalid JSON", "is not JSON"))
+    return Mistake(field, str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input "))
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "none"

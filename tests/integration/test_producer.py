@@ -1,0 +1,239 @@
+"""The producer as a process: HTTP in, messages out, and what an outage of its broker looks like from outside."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deploy.local import Stack
+from shared.broker.broker import Broker
+from shared.broker.consumer import Subscription
+from shared.broker.topology import ORDERS_QUEUE, topology
+from shared.domain.messages import Delivery, Order
+from shared.domain.outcome import Done
+from shared.domain.task import task_id_for
+from shared.terminal import Quiet
+from tests.integration.rows_lab import Lab
+from tests.servers import new_database
+from tests.waiting import eventually
+
+ROOT = Path(__file__).parents[2]
+
+
+class Running:
+    """One `python -m services.producer`, its log lines and its two addresses."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.log = folder / "log"
+        backends = folder / "backends.toml"
+        backends.write_text('[[backend]]\nname = "gpu-1"\nadapter = "comfyui"\nurl = "http://127.0.0.1:1"\n')
+        environment = {
+            "DARKROOM_BACKENDS_FILE": str(backends),
+            "DARKROOM_WORKFLOWS_DIR": str(ROOT / "deploy/workflows"),
+            "DARKROOM_HTTP_PORT": "0",
+            "DARKROOM_METRICS_PORT": "0",
+            "PYTHONPATH": str(ROOT),
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "services.producer"],
+                cwd=folder,
+                env=os.environ | environment | settings,
+                stderr=log,
+            )
+
+    def lines(self, event: str) -> list[dict[str, Any]]:
+        texts = [text for text in self.log.read_text().splitlines(keepends=True) if text.endswith("\n")]
+        return [line for line in map(json.loads, texts) if line["event"] == event]
+
+    def port(self, event: str) -> int:
+        def found() -> list[dict[str, Any]]:
+            assert self.process.poll() is None, self.log.read_text()
+            return self.lines(event)
+
+        return int(eventually(found, within=20, what=event)[0]["port"])
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port('listening')}"
+
+    @property
+    def health_url(self) -> str:
+        return f"http://127.0.0.1:{self.port('health served')}"
+
+    def is_ready(self) -> bool:
+        return httpx.get(f"{self.health_url}/readyz").status_code == 200
+
+    def end(self) -> int:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(20)
+
+
+Start = Callable[..., Running]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[Running] = []
+
+    def start(database_url: str, amqp_url: str, **settings: str) -> Running:
+        folder = tmp_path / str(len(started))
+        folder.mkdir()
+        addresses = {"DARKROOM_DATABASE_URL": database_url, "DARKROOM_AMQP_URL": amqp_url}
+        started.append(Running(folder, **addresses | settings))
+        return started[-1]
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.wait()
+
+
+def an_order(key: str = "k-1", **fields: Any) -> dict[str, Any]:
+    return {"idempotency_key": key, "pool": "comfyui", "workflow": "solid-invert", **fields}
+
+
+def messages_in(amqp_url: str, wanted: int) -> list[Delivery]:
+    """Take `wanted` messages out of the queue `orders`."""
+    taken: list[Delivery] = []
+
+    def handle(deliveries: Any) -> list[Done]:
+        taken.extend(deliveries)
+        return [Done() for _ in deliveries]
+
+    broker = Broker(
+        [amqp_url],
+        topology(["comfyui"]),
+        name="test",
+        metrics=Quiet(),
+        subscriptions=[Subscription(queue=ORDERS_QUEUE, handler=handle, prefetch=100, batch=100)],
+    )
+    broker.start()
+    try:
+        eventually(lambda: len(taken) >= wanted, within=10, what=f"{wanted} messages")
+    finally:
+        broker.stop(1)
+    return taken
+
+
+def test_an_order_placed_over_http_is_in_the_queue_when_202_comes_back(
+    start: Start, database_url: str, amqp_url: str
+) -> None:
+    producer = start(database_url, amqp_url)
+    answer = httpx.post(f"{producer.url}/v1/orders", json=an_order())
+    assert answer.status_code == 202, answer.text
+    (delivery,) = messages_in(amqp_url, 1)
+    assert delivery.type == "order.placed.v1"
+    assert Order.model_validate_json(delivery.body) == Order.model_validate(an_order())
+    assert httpx.get(producer.url + answer.headers["location"]).json()["code"] == "not_claimed_yet"
+
+
+def test_wrong_orders_are_refused_with_the_shipped_workflows(start: Start, database_url: str, amqp_url: str) -> None:
+    producer = start(database_url, amqp_url)
+    answer = httpx.post(f"{producer.url}/v1/orders", json=an_order(inputs={"width": 1, "colour": "red"}))
+    assert answer.status_code == 422
+    assert {error["field"] for error in answer.json()["errors"]} == {"inputs.width", "inputs.colour"}
+
+
+def test_the_status_of_an_order_is_that_of_its_row(start: Start, database_url: str, amqp_url: str) -> None:
+    lab = Lab(database_url)
+    try:
+        task = lab.completed(**an_order("k-1", order_id="o-1"))
+        active = lab.pending(**an_order("k-2", order_id="o-2"))
+        kept = lab.pending(**an_order("k-3", order_id="o-2"))
+        assert kept.id == active.id
+        producer = start(database_url, amqp_url)
+        body = httpx.get(f"{producer.url}/v1/orders/{task.id}").json()
+        assert (body["status"], body["attempt"], body["order_id"]) == ("completed", 1, "o-1")
+        assert [picture["index"] for picture in body["artifacts"]] == [0]
+        assert httpx.get(f"{producer.url}/v1/orders/{task_id_for('k-3')}").json()["task_id"] == str(active.id)
+        again = httpx.post(f"{producer.url}/v1/orders", json=an_order("k-3", order_id="o-2"))
+        assert (again.status_code, again.json()["task_id"]) == (202, str(task_id_for("k-3")))
+        for key, order_id in (("k-1", "o-1"), ("k-3", "o-2")):
+            other = httpx.post(f"{producer.url}/v1/orders", json=an_order(key, order_id=order_id, priority="high"))
+            assert (other.status_code, other.json()["code"]) == (409, "key_reused")
+    finally:
+        lab.close()
+
+
+def test_an_order_sent_in_chunks_is_read_and_a_huge_one_is_cut_off(
+    start: Start, database_url: str, amqp_url: str
+) -> None:
+    producer = start(database_url, amqp_url)
+    whole = json.dumps(an_order()).encode()
+    answer = httpx.post(f"{producer.url}/v1/orders", content=(whole[i : i + 7] for i in range(0, len(whole), 7)))
+    assert answer.status_code == 202
+    with socket.create_connection(("127.0.0.1", producer.port("listening")), timeout=5) as connection:
+        connection.sendall(
+            b"POST /v1/orders HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000000\r\n\r\n" + b" " * 70_000
+        )
+        assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
+
+
+def test_sigterm_ends_the_process_in_good_order(start: Start, database_url: str, amqp_url: str) -> None:
+    producer = start(database_url, amqp_url)
+    eventually(producer.is_ready, within=20, what="ready")
+    assert "darkroom_orders_received_total" in httpx.get(f"{producer.health_url}/metrics").text
+    assert producer.end() == 0
+    assert len(producer.lines("listening")) == 1
+    assert "Traceback" not in producer.log.read_text()
+
+
+def test_a_taken_port_is_a_sentence_and_no_traceback(start: Start, database_url: str, amqp_url: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        producer = start(database_url, amqp_url, DARKROOM_HTTP_PORT=str(taken.getsockname()[1]))
+        assert producer.process.wait(20) == 2
+    assert "DARKROOM_HTTP_PORT" in producer.log.read_text()
+    assert "Traceback" not in producer.log.read_text()
+
+
+def test_a_misspelt_variable_stops_the_start_and_the_nearest_is_named(
+    start: Start, database_url: str, amqp_url: str
+) -> None:
+    producer = start(database_url, amqp_url, DARKROOM_HTTP_PROT="1")
+    assert producer.process.wait(20) == 2
+    assert "DARKROOM_HTTP_PROT is not a setting; did you mean DARKROOM_HTTP_PORT?" in producer.log.read_text()
+
+
+def test_a_dead_broker_is_503_with_retry_after_and_orders_flow_again_when_it_is_back(
+    start: Start, private_stack: Stack
+) -> None:
+    url = new_database(private_stack)
+    producer = start(url, private_stack.amqp_url, DARKROOM_CONFIRM_TIMEOUT_SECONDS="1")
+    place = f"{producer.url}/v1/orders"
+    assert httpx.post(place, json=an_order("before"), timeout=10).status_code == 202
+    private_stack.broker.kill()
+    answer = httpx.post(place, json=an_order("during"), timeout=10)
+    assert (answer.status_code, answer.json()["code"]) == (503, "broker_away")
+    assert int(answer.headers["retry-after"]) > 0
+    eventually(lambda: not producer.is_ready(), within=10, what="unready")
+    private_stack.up()
+    eventually(
+        lambda: httpx.post(place, json=an_order("during"), timeout=10).status_code == 202, within=60, what="accepted"
+    )
+    keys = {json.loads(delivery.body)["idempotency_key"] for delivery in messages_in(private_stack.amqp_url, 2)}
+    assert keys >= {"before", "during"}
+
+
+def test_without_its_database_orders_are_taken_and_the_status_is_503(start: Start, private_stack: Stack) -> None:
+    producer = start(new_database(private_stack), private_stack.amqp_url)
+    eventually(producer.is_ready, within=20, what="ready")
+    private_stack.database.stop(immediate=True)
+    assert httpx.post(f"{producer.url}/v1/orders", json=an_order("k-9"), timeout=10).status_code == 202
+    answer = httpx.get(f"{producer.url}/v1/orders/{uuid.uuid4()}", timeout=10)
+    assert (answer.status_code, answer.json()["code"]) == (503, "database_away")
+    assert producer.is_ready()
+    private_stack.up()
+    missing = f"{producer.url}/v1/orders/{uuid.uuid4()}"
+    eventually(lambda: httpx.get(missing, timeout=10).status_code == 404, within=20, what="status")
