@@ -2,9 +2,9 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, assert_never
+from typing import BinaryIO, Final, Literal, assert_never
 
 from pydantic import ValidationError
 
@@ -130,8 +130,9 @@ class Check:
     def _cancelled(self, row: Task) -> bool:
         provider = self._providers.get(row.backend or "")
         if provider is None:
-            log.error("cancel given up: nobody knows this backend", extra={"backend": row.backend})
-            return True
+            # A backend newer than this process; one that was started later knows it.
+            log.warning("cancel still owed: backend not known here", extra={"backend": row.backend})
+            return False
         try:
             return provider.cancel(Job.of(row))
         except ProviderAway as error:
@@ -142,15 +143,27 @@ class Check:
 
     def _ask(self, backend: str, rows: Sequence[Task], via: Literal["poll", "push"], found: _Found) -> None:
         provider = self._providers.get(backend)
-        states: Mapping[uuid.UUID, JobState] = {}
-        if provider is not None:
-            try:
-                states = provider.check([Job.of(row) for row in rows])
-            except ProviderAway as error:
-                log.warning("backend did not answer", extra={"backend": backend, "why": str(error)})
+        states = tried(lambda _: self._states(provider, rows), lambda _: None)
+        if isinstance(states, Bug):  # one of the rows is poison: asked for alone, it fails alone
+            for row in rows:
+                if len(rows) == 1:
+                    self._bury(row, states, found)
+                else:
+                    self._ask(backend, [row], via, found)
+            return
         for row in rows:
             state = states.get(Job.of(row).job_key)
             self._guarded(row, found, lambda _, row=row, state=state: self._decide(row, provider, state, via, found))  # type: ignore[misc]  # as above
+
+    def _states(self, provider: Provider | None, rows: Sequence[Task]) -> Mapping[uuid.UUID, JobState]:
+        """What is known of each job now; nothing when the provider does not answer."""
+        if provider is None:
+            return {}
+        try:
+            return provider.check([Job.of(row) for row in rows])
+        except ProviderAway as error:
+            log.warning("backend did not answer", extra={"backend": rows[0].backend, "why": str(error)})
+            return {}
 
     def _decide(
         self,
@@ -179,8 +192,7 @@ class Check:
         self, row: Task, provider: Provider, state: Succeeded, via: Literal["poll", "push"], found: _Found
     ) -> None:
         try:
-            pictures = provider.fetch(Job.of(row), state.outputs)
-            kept = [self._artifacts.put(row.id, row.attempt, index, picture) for index, picture in enumerate(pictures)]
+            kept = self._stored(row, provider.fetch(Job.of(row), state.outputs))
         except ProviderAway as error:
             log.warning("picture not fetched yet", extra={"backend": row.backend, "why": str(error)})
             if row.is_past_deadline:
@@ -197,6 +209,9 @@ class Check:
         except (BrokenPicture, FileNotFoundError) as error:
             self._again(row, Failed(reason=Reason.NO_OUTPUTS, why=str(error), retryable=True, elsewhere=True), found)
             return
+        if not kept:
+            self._again(row, Failed(reason=Reason.NO_OUTPUTS, why="the job made no picture", retryable=True), found)
+            return
         change = Change(task=row, to=Status.COMPLETED, artifacts=kept, attempt_outcome="completed")
         completed = self._tasks.move([change]).get(row.id)
         if completed is None:
@@ -212,6 +227,13 @@ class Check:
         log.info("task moved", extra={"from": row.status, "to": completed.status, "pictures": len(kept)})
         found.then.append(event(completed, "completed", kept))
         found.paid.append(FollowUp(completed.id, completed.version))
+
+    def _stored(self, row: Task, pictures: Iterable[BinaryIO]) -> list[Artifact]:
+        kept = []
+        for index, picture in enumerate(pictures):
+            with picture:
+                kept.append(self._artifacts.put(row.id, row.attempt, index, picture))
+        return kept
 
     def _limit(self, row: Task, provider: Provider, found: _Found) -> None:
         ran = (row.now - row.changed_at).total_seconds()
@@ -236,7 +258,7 @@ class Check:
     def _again(self, row: Task, failed: Failed, found: _Found) -> None:
         """Another attempt if the job's failure and the tries allow it, else the end."""
         charged = row.charged + 1
-        once_more = not failed.once or self._tasks.execution_failures(row) == 0
+        once_more = not failed.once or self._tasks.attempts_ended(row, Reason.EXECUTION_FAILED) == 0
         if not (failed.retryable and once_more) or row.is_past_deadline:
             self._fail(row, failed.reason, failed.why, found, charge=True)
         elif not self._retry.has_tries_left(charged):
@@ -278,12 +300,14 @@ class Check:
         """A bug met with one row fails that row and not its neighbours."""
         with bound(trace_id=row.trace_id, task_id=row.id):
             outcome = tried(work, lambda _: None)
-            if not isinstance(outcome, Bug):
-                return
-            now = self._tasks.refresh(row)
-            if not now.status.is_final and now.attempt == row.attempt:
-                owed = now.status is not Status.PENDING
-                self._fail(now, Reason.BUG, outcome.trace, found, cancel_owed=owed)
+            if isinstance(outcome, Bug):
+                self._bury(row, outcome, found)
+
+    def _bury(self, row: Task, bug: Bug, found: _Found) -> None:
+        now = self._tasks.refresh(row)
+        if not now.status.is_final and now.attempt == row.attempt:
+            owed = now.status is not Status.PENDING
+            self._fail(now, Reason.BUG, bug.trace, found, cancel_owed=owed)
 
 
 def _unknown(detail: str) -> DeadLetter:

@@ -83,6 +83,8 @@ class Schedule:
         # A submitting row within its deadline needs no look: a permit brings the takeover.
         look = [r for r in rows if r.status.is_final or r.status is Status.PROCESSING]
         look += [r for r in rows if r.status is Status.SUBMITTING and r.is_past_deadline]
+        # A row of a pool nobody serves goes to the first pool's queue, which `take_due` could not know.
+        look = [r for r in look if self._pool_of(r) not in stuck]
         self._publish(self._checks(look, "poll"))
         return len(rows) == _BATCH
 
@@ -119,7 +121,7 @@ class Schedule:
 
     def _checks(self, rows: Sequence[Task], via: Literal["poll", "push"]) -> list[Message]:
         def place(row: Task) -> tuple[str, str]:
-            return (row.pool if row.pool in self._pools else self._pools[0], row.backend or "")
+            return (self._pool_of(row), row.backend or "")
 
         messages = []
         for (pool, backend), group in groupby(sorted(rows, key=place), key=place):
@@ -129,6 +131,9 @@ class Schedule:
                 refs = [TaskRef(task_id=row.id, attempt=row.attempt) for row in part]
                 messages.append(check(pool, CheckTasks(pool=pool, backend=backend or None, via=via, tasks=refs)))
         return messages
+
+    def _pool_of(self, row: Task) -> str:
+        return row.pool if row.pool in self._pools else self._pools[0]
 
     def _publish(self, messages: Sequence[Message]) -> None:
         sent = self._publisher.publish(messages)

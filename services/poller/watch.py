@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 _RECONNECT_SECONDS: Final = 1.0
 _RECEIVE_SECONDS: Final = 5.0
+#: A submitter that found the server unreachable writes `down`; while the socket lives nobody else would take that back.
+_ALIVE_SECONDS: Final = 5.0
 #: Several jobs that end together, and the moment until the history shows them, become one check.
 _GATHER_SECONDS: Final = 0.02
 
@@ -73,11 +75,8 @@ class Watch:
             socket = websocket.create_connection(self._url + uuid.uuid4().hex, timeout=_RECEIVE_SECONDS)
         except (OSError, websocket.WebSocketException) as error:
             # No websocket is not yet no server: a proxy may not let it through.
-            alive = self._provider.is_alive()
-            if self._slots.set_health(self._name, "up" if alive else "down", None if alive else str(error)):
-                log.warning(
-                    "backend health changed", extra={"backend": self._name, "health": "up" if alive else "down"}
-                )
+            if not self._is_alive() and self._slots.set_health(self._name, "down", str(error)):
+                log.warning("backend health changed", extra={"backend": self._name, "health": "down"})
             return
         try:
             # A new connection after a break: a frozen server can only have come back by a restart.
@@ -90,9 +89,21 @@ class Watch:
         finally:
             socket.close()
 
+    def _is_alive(self) -> bool:
+        """Whether the server answers; one that was down is up again then. A frozen one answers too and stays frozen."""
+        alive = self._provider.is_alive()
+        if alive and self._slots.set_health(self._name, "up", only_from="down"):
+            log.info("backend health changed", extra={"backend": self._name, "health": "up"})
+        return alive
+
     def _follow(self, socket: websocket.WebSocket) -> None:
         remaining = 0
+        ask_at = time.monotonic() + _ALIVE_SECONDS
         while not self._stopping.is_set() and self._leader.leads(self._name):
+            if time.monotonic() >= ask_at:
+                if not self._is_alive():
+                    return  # a peer that vanished closes no socket; connecting again tells
+                ask_at = time.monotonic() + _ALIVE_SECONDS
             try:
                 text = socket.recv()
             except websocket.WebSocketTimeoutException:

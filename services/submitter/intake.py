@@ -109,7 +109,6 @@ class Intake:
             except ValidationError as error:
                 problem = Problem(Reason.INVALID_MESSAGE, _named(error))
         if problem is not None:
-            self._metrics.count("orders_received_total", source="amqp", result="invalid")
             return _Read(self._unreadable(key, body, delivery.body, trace_id), problem)
         return _Read(self._claim(order, trace_id), self._problem_of(order))
 
@@ -176,8 +175,11 @@ class Intake:
         task = found.task
         match found.result:
             case ClaimResult.WON:
-                self._count(task.pool, "won", "accepted")
-                return self._buried(failed, task) if task.id in failed else Done(then=[permit(task.pool)])
+                self._count(task.pool, "won", "invalid" if read.problem else "accepted")
+                if task.id in failed:
+                    return self._buried(failed, task)
+                # A row with a problem that somebody moved in between: nobody may serve its pool.
+                return Done(then=[] if read.problem else [permit(task.pool)])
             case ClaimResult.DUPLICATE:
                 self._count(task.pool, "duplicate", "duplicate")
                 log.info("duplicate order", extra={"task_id": str(task.id), "trace_id": read.claim.trace_id})

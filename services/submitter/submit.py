@@ -5,6 +5,7 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from threading import Event
 from typing import Final, TypeVar
 
@@ -74,7 +75,7 @@ class Submit:
     def handle(self, permits: Sequence[Delivery]) -> Sequence[Outcome | Future[Verdict]]:
         """Start as many rows as there are permits and free slots. A redelivered permit walks the same path."""
         good = [permit for permit in permits if permit.type == TASK_SUBMIT]
-        taken = self._slots.take(self._pool, at_most=len(good), lease_seconds=self._lease)
+        taken = self._slots.take(self._pool, at_most=len(good), lease_seconds=self._lease, known=self._providers)
         started: list[Outcome | Future[Verdict]] = [self._calls.submit(self._start, task) for task in taken.tasks]
         rest: Outcome = Done() if taken.none_left else Hold()
         answers = iter([*started, *(rest for _ in range(len(good) - len(started)))])
@@ -137,12 +138,12 @@ class Submit:
         now = self._insist(lambda: self._tasks.refresh(task))
         if now.attempt == task.attempt and now.status in {Status.SUBMITTING, Status.PROCESSING, Status.COMPLETED}:
             return Done()  # our own commit worked, or the new owner has the same job under the same key
-        return self._undo(now, task, provider)
+        return self._undo(now, task, provider, job_id)
 
-    def _undo(self, now: Task, task: Task, provider: Provider) -> Verdict:
+    def _undo(self, now: Task, task: Task, provider: Provider, job_id: str) -> Verdict:
         """Nobody wants the job any more: the row was cancelled, has failed, or is at another attempt."""
         try:
-            gone = provider.cancel(Job.of(task))
+            gone = provider.cancel(replace(Job.of(task), provider_job_id=job_id))
         except ProviderAway as error:
             log.warning("job left to check", extra={"backend": task.backend, "why": str(error)})
             gone = False
@@ -160,12 +161,15 @@ class Submit:
         return self._back_to_pending(task, str(error), 0.0 if error.is_down else wait)
 
     def _wait_for_input(self, task: Task, error: InputLater) -> Verdict:
-        if not self._retry.has_tries_left(task.attempt):
+        """Not charged, since the provider was not asked; but a picture is asked for only as often as a job would be."""
+        failures = self._insist(lambda: self._tasks.attempts_ended(task, Reason.INPUT_UNAVAILABLE)) + 1
+        if not self._retry.has_tries_left(failures):
             return self._fail(task, Reason.INPUT_UNAVAILABLE, str(error))
-        return self._back_to_pending(task, str(error), self._retry.backoff_seconds(task.attempt))
+        backoff = self._retry.backoff_seconds(failures)
+        return self._back_to_pending(task, str(error), backoff, outcome=Reason.INPUT_UNAVAILABLE)
 
-    def _back_to_pending(self, task: Task, why: str, free_in: float) -> Verdict:
-        change = Change(task=task, to=Status.PENDING, detail=why, free_in=free_in, attempt_outcome="not_created")
+    def _back_to_pending(self, task: Task, why: str, free_in: float, outcome: str = "not_created") -> Verdict:
+        change = Change(task=task, to=Status.PENDING, detail=why, free_in=free_in, attempt_outcome=outcome)
         self._insist(lambda: self._tasks.move([change]))
         return Done()
 

@@ -68,6 +68,7 @@ class IOThread:
                 # A callback broke. The loop itself is sound; what the callback left undone comes back with the
                 # next reconnect, and a worker that dies of it would only do so again.
                 log.exception("a callback of the I/O thread failed")
+        self.loop.close()  # `run` from a thread that is still ending does no harm after this
 
 
 class Link:
@@ -126,8 +127,8 @@ class Link:
 
     def fail(self, why: str) -> None:
         """Give this connection up and make another: something on it is not as it should be."""
-        log.warning("broker connection given up", extra={"connection": self._name, "why": why})
         if self._connection is not None and self._connection.is_open:
+            log.warning("broker connection given up", extra={"connection": self._name, "why": why})
             self._connection.close()
 
     def _opened(self, connection: SelectConnection) -> None:

@@ -188,7 +188,9 @@ class Consumer:
         self._connection.channel(on_open_callback=opened)
 
     def _consume(self, active: _Active) -> None:
-        if active.channel is None or not active.channel.is_open or active.paused or active.consumer_tag is not None:
+        if active.channel is None or not active.channel.is_open or active.consumer_tag is not None:
+            return
+        if active.paused or active.braked or self._draining:
             return
         active.consumer_tag = active.channel.basic_consume(
             active.subscription.queue,
@@ -245,7 +247,9 @@ class Consumer:
             result = "dead_lettered" if isinstance(verdict, DeadLetter) else "acked"
             self._metrics.count("messages_total", queue=in_hand.delivery.queue, result=result)
             if messages:
-                self._publisher.publish_now(messages, partial(self._confirmed, in_hand, verdict))
+                self._publisher.publish_now(
+                    messages, partial(self._confirmed, in_hand, verdict), partial(self._unpublishable, in_hand, verdict)
+                )
             else:
                 self._confirmed(in_hand, verdict)
 
@@ -254,6 +258,12 @@ class Consumer:
             self._paid.put((verdict.follow_up_of, in_hand))
         else:
             self._ack(in_hand)
+
+    def _unpublishable(self, in_hand: _InHand, verdict: Verdict, error: BaseException) -> None:
+        """A follow-up that AMQP cannot carry is a bug: the delivery is buried, and the row's due_at tries again."""
+        if isinstance(error, Outage) or (isinstance(verdict, DeadLetter) and verdict.reason is Reason.BUG):
+            return  # not acked: it comes again after the next start
+        self._settle(in_hand.subscription, [(in_hand, _buried(in_hand.delivery, Bug(_trace(error))))])
 
     def _ack(self, in_hand: _InHand) -> None:
         self._in_hand -= 1
@@ -276,6 +286,9 @@ class Consumer:
         held: list[_InHand] = []
         while True:
             batch = held + self._take(active, active.subscription.batch - len(held), wait=not held)
+            if active.braked:
+                self._io.run(partial(self._give_back, batch, len(held)))
+                batch, held = [], []
             # What a lost connection had delivered is void: it comes again, so nothing may be begun for it here.
             void = sum(not in_hand.channel.is_open for in_hand in held)
             held = [in_hand for in_hand in held if in_hand.channel.is_open]
@@ -296,6 +309,13 @@ class Consumer:
 
     def _forget(self, count: int) -> None:
         self._in_hand -= count
+
+    def _give_back(self, batch: Sequence[_InHand], begun: int) -> None:
+        """On the I/O thread: deliveries this process will not handle go back to their queue at once."""
+        self._forget(begun)
+        for in_hand in batch:
+            if in_hand.channel.is_open:
+                in_hand.channel.basic_nack(in_hand.tag)
 
     def _take(self, active: _Active, most: int, *, wait: bool) -> list[_InHand]:
         """What is there, up to `most`; waits only for the first, and not even for that when something is held."""
@@ -357,8 +377,7 @@ class Consumer:
 
     def _later(self, active: _Active, in_hand: _InHand, future: Future[Verdict]) -> None:
         error = future.exception()
-        trace = "".join(traceback.format_exception(error))[-1500:]
-        verdict = future.result() if error is None else _buried(in_hand.delivery, Bug(trace))
+        verdict = future.result() if error is None else _buried(in_hand.delivery, Bug(_trace(error)))
         self._settle(active, [(in_hand, verdict)])
 
     def _settle(self, active: _Active, settled: Sequence[tuple[_InHand, Verdict]]) -> None:
@@ -385,6 +404,8 @@ class Consumer:
                     break
             if batch and self._clear_held([f for paid, _ in batch for f in paid]):
                 self._io.run(partial(self._ack_all, [in_hand for _, in_hand in batch]))
+            elif batch:
+                self._io.run(partial(self._forget, len(batch)))
             if item is None:
                 return
 
@@ -396,8 +417,15 @@ class Consumer:
                 log.warning("outage, follow-ups held", extra={"rows": len(paid), "why": str(error)})
                 if self._stopping.wait(1.0):
                     return False  # not acked: the deliveries come again and the follow-ups leave once more
+            except Exception:  # this thread must not die of it; the rows stay due and their follow-ups leave once more
+                log.exception("follow-ups not cleared", extra={"rows": len(paid)})
+                return True
             else:
                 return True
+
+
+def _trace(error: BaseException) -> str:
+    return "".join(traceback.format_exception(error))[-1500:]
 
 
 def _buried(delivery: Delivery, bug: Bug) -> DeadLetter:

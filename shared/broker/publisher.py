@@ -1,10 +1,12 @@
 """Publishing with pipelined confirms. A message leaves until it is confirmed, over any number of connections."""
 
 import logging
+from collections import Counter as Multiset
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Final, Protocol
 
 import pika
@@ -37,6 +39,10 @@ class _Batch:
     future: "Future[None]"
     done: Callable[[], None] | None
 
+    def fail(self, error: Exception) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -50,6 +56,8 @@ class Publisher:
     def __init__(self, io: IOThread, urls: Sequence[str], topology: Topology, *, name: str, metrics: Counter) -> None:
         self._io = io
         self._metrics = metrics
+        self._exchanges = {exchange.name for exchange in topology.exchanges}
+        self._queues = {queue.name for queue in topology.queues}
         self._link = Link(
             io,
             urls,
@@ -64,14 +72,14 @@ class Publisher:
         self._questions: list[tuple[str, Future[int]]] = []
         self._waiting: deque[_Entry] = deque()
         self._unconfirmed: OrderedDict[int, _Entry] = OrderedDict()
-        self._returned: set[str] = set()
+        self._returned: Multiset[str] = Multiset()
         self._sent = 0
         self.is_blocked = False
         self._closed = False
 
     @property
     def is_ready(self) -> bool:
-        return self._channel is not None and not self.is_blocked
+        return self._channel is not None and self._channel.is_open and not self.is_blocked
 
     def open(self) -> None:
         """On the I/O thread."""
@@ -82,8 +90,7 @@ class Publisher:
         self._closed = True
         self._link.close()
         for entry in [*self._waiting, *self._unconfirmed.values()]:
-            if not entry.batch.future.done():
-                entry.batch.future.set_exception(BrokerAway("stopped before the broker confirmed"))
+            entry.batch.fail(BrokerAway("stopped before the broker confirmed"))
         self._waiting.clear()
         self._unconfirmed.clear()
 
@@ -99,9 +106,16 @@ class Publisher:
         self._io.run(lambda: self._enqueue(messages, future, None))
         return future
 
-    def publish_now(self, messages: Sequence[Message], done: Callable[[], None]) -> None:
-        """On the I/O thread: the same, and `done` runs there after the last confirm."""
-        self._enqueue(messages, Future(), done)
+    def publish_now(
+        self, messages: Sequence[Message], done: Callable[[], None], failed: Callable[[BaseException], None]
+    ) -> None:
+        """On the I/O thread: the same, and `done` runs there after the last confirm.
+
+        failed -- runs instead when one of them is no message AMQP can carry, or the publisher was closed
+        """
+        future: Future[None] = Future()
+        future.add_done_callback(lambda it: failed(error) if (error := it.exception()) is not None else None)
+        self._enqueue(messages, future, done)
 
     def depth(self, queue: str) -> "Future[int]":
         """Messages ready in `queue`, not counting those that consumers hold. From any thread."""
@@ -123,23 +137,26 @@ class Publisher:
             if entry.batch.future.cancelled():
                 continue
             message = entry.message
+            properties = pika.BasicProperties(  # type: ignore[no-untyped-call]  # pika's own annotations are partial
+                content_type="application/json",
+                delivery_mode=2,
+                type=message.type,
+                message_id=message.message_id,
+                correlation_id=message.correlation_id,
+                headers=dict(message.headers),
+            )
+            assert self._channel is not None  # noqa: S101 - is_ready says so
+            try:
+                self._channel.basic_publish(
+                    message.exchange, message.routing_key, message.body, properties, mandatory=message.mandatory
+                )
+            except Exception as error:
+                # pika encodes all of a message before it sends any of it, so the broker did not count this one.
+                log.exception("no message AMQP can carry", extra={"routing_key": message.routing_key})
+                entry.batch.fail(error)
+                continue
             self._sent += 1
             self._unconfirmed[self._sent] = entry
-            assert self._channel is not None  # noqa: S101 - is_ready says so
-            self._channel.basic_publish(
-                message.exchange,
-                message.routing_key,
-                message.body,
-                pika.BasicProperties(  # type: ignore[no-untyped-call]  # pika's own annotations are partial
-                    content_type="application/json",
-                    delivery_mode=2,
-                    type=message.type,
-                    message_id=message.message_id,
-                    correlation_id=message.correlation_id,
-                    headers=dict(message.headers),
-                ),
-                mandatory=message.mandatory,
-            )
 
     def _connected(self, connection: SelectConnection) -> None:
         connection.channel(on_open_callback=self._channel_open)
@@ -182,14 +199,14 @@ class Publisher:
 
     def _was_returned(self, _: Channel, method: Any, properties: Any, body: bytes) -> None:
         del body
-        self._returned.add(properties.message_id)
+        self._returned[properties.message_id] += 1
         log.warning("message came back: no such queue", extra={"routing_key": method.routing_key})
 
     def _confirmed(self, frame: Any) -> None:
         method = frame.method
         ok = method.NAME == "Basic.Ack"
         tags = (
-            [tag for tag in self._unconfirmed if tag <= method.delivery_tag]
+            list(takewhile(lambda tag: tag <= method.delivery_tag, self._unconfirmed))  # they are in order
             if method.multiple
             else [method.delivery_tag]
         )
@@ -198,8 +215,9 @@ class Publisher:
             entry = self._unconfirmed.pop(tag, None)
             if entry is None:
                 continue
-            returned = entry.message.message_id in self._returned
-            self._returned.discard(entry.message.message_id)
+            returned = self._returned[entry.message.message_id] > 0
+            if returned:
+                self._returned -= Multiset([entry.message.message_id])  # forgets what reaches zero
             result = "returned" if returned else "confirmed" if ok else "nacked"
             self._metrics.count("publishes_total", result=result)
             if result == "confirmed":
@@ -208,15 +226,22 @@ class Publisher:
                 again.append(entry)
         if again:
             # The queue is full or gone. Both pass: it drains, or the next connection declares it again.
-            if any(entry.message.mandatory for entry in again) and ok:
+            if ok and any(self._can_declare(entry.message) for entry in again):
                 self._link.fail("a message came back, so a queue is missing")
             self._io.later(_RETRY_SECONDS, lambda: self._again(again))
         self._flush()
 
+    def _can_declare(self, message: Message) -> bool:
+        """A queue that is not in our topology is somebody else's: no connection of ours brings it back."""
+        return message.exchange in self._exchanges if message.exchange else message.routing_key in self._queues
+
     def _again(self, entries: Sequence[_Entry]) -> None:
-        if not self._closed:
-            self._waiting.extendleft(reversed(entries))
-            self._flush()
+        if self._closed:
+            for entry in entries:
+                entry.batch.fail(BrokerAway("stopped before the broker confirmed"))
+            return
+        self._waiting.extendleft(reversed(entries))
+        self._flush()
 
     def _count_down(self, batch: _Batch) -> None:
         batch.left -= 1
@@ -238,8 +263,9 @@ class Publisher:
             connection.channel(on_open_callback=opened)
 
     def _ask(self, queue: str, future: "Future[int]") -> None:
-        if self._asking is None or not self._asking.is_open:
-            future.set_exception(BrokerAway("not connected"))
+        if self._asking is None or not self._asking.is_open or self.is_blocked:
+            # During an alarm the broker reads nothing from this connection: a question would wait as long.
+            future.set_exception(BrokerAway("blocked" if self.is_blocked else "not connected"))
             return
         question = (queue, future)
         self._questions.append(question)

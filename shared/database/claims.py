@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -73,79 +74,108 @@ _KEPT: Final = sa.text(
 )
 
 _ACTIVE: Final = sa.text(
-    f"select {TASK} from tasks t where t.order_id = :order_id and t.status in ('pending', 'submitting', 'processing')"
+    f"select {TASK} from tasks t"
+    " where t.order_id = any(:order_ids) and t.status in ('pending', 'submitting', 'processing')"
 )
 
 _KEEP: Final = sa.text("""
 insert into duplicate_keys (idempotency_key, task_id, own_task_id, fingerprint)
-values (:key, :task_id, :own_task_id, :fingerprint) on conflict do nothing
+select * from unnest(cast(:keys as text[]), cast(:task_ids as uuid[]), cast(:own_ids as uuid[]),
+                     cast(:fingerprints as text[]))
+on conflict do nothing returning idempotency_key
 """)
 
 #: Between two tries an active task can only end, so a second round nearly always finds a place.
 _ROUNDS: Final = 5
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Who holds a key. fingerprint -- of the order that came with the key, which need not be the task's own."""
+
+    claimed: Claimed
+    fingerprint: str
+
+
 def claim(engine: sa.Engine, claims: Sequence[Claim], actor: str) -> list[Claimed]:
-    """Claim a batch, in its order, in one transaction per round. The same key may stand in the batch several times."""
-    first_of = {c.idempotency_key: c for c in reversed(claims)}
-    answers: dict[str, Claimed] = {}
+    """Claim a batch in one transaction per round; of several with one key or one order_id the first one in it wins."""
+    first_of: dict[str, int] = {}
+    for place, wanted in enumerate(claims):
+        first_of.setdefault(wanted.idempotency_key, place)
+    held: dict[str, _Held] = {}
     for _ in range(_ROUNDS):
-        open_claims = [c for key, c in first_of.items() if key not in answers]
-        if not open_claims:
+        batch = [claims[place] for key, place in first_of.items() if key not in held]
+        if not batch:
             break
-        answers |= in_transaction(engine, lambda connection, batch=open_claims: _claim(connection, batch, actor))  # type: ignore[misc]  # mypy cannot type a lambda with a default
-    missing = first_of.keys() - answers.keys()
+        held |= in_transaction(engine, partial(_claim, claims=_in_lock_order(batch), actor=actor))
+    missing = first_of.keys() - held.keys()
     if missing:
         raise RuntimeError(f"{len(missing)} claims found neither their key nor an active task in {_ROUNDS} rounds")
-    return [_answer(c, answers[c.idempotency_key], is_first=c is first_of[c.idempotency_key]) for c in claims]
+    return [
+        _answer(c, held[c.idempotency_key], is_first=place == first_of[c.idempotency_key])
+        for place, c in enumerate(claims)
+    ]
 
 
-def _answer(claim: Claim, found: Claimed, *, is_first: bool) -> Claimed:
+def _in_lock_order(claims: Sequence[Claim]) -> list[Claim]:
+    """Two overlapping batches must insert common keys in one order, or they deadlock.
+
+    Claims that share an order_id are already serialised by its lock and stay in the order they came.
+    """
+    return sorted(claims, key=lambda c: "" if c.order_id is not None else c.idempotency_key)
+
+
+def _answer(claim: Claim, held: _Held, *, is_first: bool) -> Claimed:
+    found = held.claimed
     if is_first:
         return found
-    if found.result is ClaimResult.ACTIVE_ORDER:
-        return Claimed(ClaimResult.ACTIVE_ORDER, found.task, is_new=False)
-    same = found.result is not ClaimResult.CONFLICT and found.task.fingerprint == claim.fingerprint
-    return Claimed(ClaimResult.DUPLICATE if same else ClaimResult.CONFLICT, found.task, is_new=False)
+    if claim.fingerprint != held.fingerprint:
+        return Claimed(ClaimResult.CONFLICT, found.task, is_new=False)
+    is_kept = claim.idempotency_key != found.task.idempotency_key
+    return Claimed(ClaimResult.ACTIVE_ORDER if is_kept else ClaimResult.DUPLICATE, found.task, is_new=False)
 
 
-def _claim(connection: sa.Connection, claims: Sequence[Claim], actor: str) -> dict[str, Claimed]:
+def _claim(connection: sa.Connection, claims: Sequence[Claim], actor: str) -> dict[str, _Held]:
     order_ids = [c.order_id for c in claims if c.order_id is not None]
     if order_ids:
         connection.execute(_LOCK_ORDER_IDS, {"order_ids": order_ids})
     rows = connection.execute(_INSERT, _columns(claims, actor)).all()
-    answers = {row.idempotency_key: Claimed(ClaimResult.WON, task_of(row), is_new=True) for row in rows}
-    # A second statement on purpose: it sees the rows that made the insert step aside.
-    waiting = {c.idempotency_key: c for c in claims if c.idempotency_key not in answers}
-    if not waiting:
-        return answers
-    for row in connection.execute(_BY_KEY, {"keys": list(waiting)}):
-        known = waiting.pop(row.idempotency_key)
-        same = row.fingerprint == known.fingerprint
-        result = ClaimResult.DUPLICATE if same else ClaimResult.CONFLICT
-        answers[row.idempotency_key] = Claimed(result, task_of(row), is_new=False)
+    held = {r.idempotency_key: _Held(Claimed(ClaimResult.WON, task_of(r), is_new=True), r.fingerprint) for r in rows}
+    # Statements of their own on purpose: they see the rows that made the insert step aside.
+    waiting = {c.idempotency_key: c for c in claims if c.idempotency_key not in held}
+    if waiting:
+        for row in connection.execute(_BY_KEY, {"keys": list(waiting)}):
+            same = row.fingerprint == waiting.pop(row.idempotency_key).fingerprint
+            result = ClaimResult.DUPLICATE if same else ClaimResult.CONFLICT
+            held[row.idempotency_key] = _Held(Claimed(result, task_of(row), is_new=False), row.fingerprint)
     if waiting:
         for row in connection.execute(_KEPT, {"keys": list(waiting)}):
-            values = row._mapping
-            known = waiting.pop(values["kept_key"])
-            same = values["kept_fingerprint"] == known.fingerprint
-            task = task_of(connection.execute(_BY_KEY, {"keys": [values["idempotency_key"]]}).one())
+            same = row.kept_fingerprint == waiting.pop(row.kept_key).fingerprint
             result = ClaimResult.ACTIVE_ORDER if same else ClaimResult.CONFLICT
-            answers[values["kept_key"]] = Claimed(result, task, is_new=False)
-    for key, left in waiting.items():
-        active = connection.execute(_ACTIVE, {"order_id": left.order_id}).one_or_none()
-        if active is not None:
-            kept = connection.execute(
-                _KEEP,
-                {
-                    "key": key,
-                    "task_id": active.id,
-                    "own_task_id": task_id_for(key),
-                    "fingerprint": left.fingerprint,
-                },
-            )
-            answers[key] = Claimed(ClaimResult.ACTIVE_ORDER, task_of(active), is_new=kept.rowcount == 1)
-    return answers
+            held[row.kept_key] = _Held(Claimed(result, task_of(row), is_new=False), row.kept_fingerprint)
+    return held | _keep(connection, list(waiting.values()))
+
+
+def _keep(connection: sa.Connection, claims: Sequence[Claim]) -> dict[str, _Held]:
+    """Keep the keys of orders whose order_id has an active task. The others are missing: it ended in between."""
+    order_ids = [c.order_id for c in claims if c.order_id is not None]
+    if not order_ids:
+        return {}
+    active = {row.order_id: task_of(row) for row in connection.execute(_ACTIVE, {"order_ids": order_ids})}
+    kept = [(c, active[c.order_id]) for c in claims if c.order_id in active]
+    values = {
+        "keys": [c.idempotency_key for c, _ in kept],
+        "task_ids": [str(task.id) for _, task in kept],
+        "own_ids": [str(_id(c)) for c, _ in kept],
+        "fingerprints": [c.fingerprint for c, _ in kept],
+    }
+    new = {row.idempotency_key for row in connection.execute(_KEEP, values)}
+    return {
+        c.idempotency_key: _Held(
+            Claimed(ClaimResult.ACTIVE_ORDER, task, is_new=c.idempotency_key in new), c.fingerprint
+        )
+        for c, task in kept
+    }
 
 
 def _columns(claims: Sequence[Claim], actor: str) -> Mapping[str, Any]:

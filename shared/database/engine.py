@@ -17,8 +17,9 @@ T = TypeVar("T")
 
 #: Deadlock, serialization failure, lock not available: the transaction is gone, the same one may work now.
 _AGAIN: Final = frozenset({"40P01", "40001", "55P03"})
-#: Classes that say "the server is away or going": connection, insufficient resources, operator intervention, I/O.
-_AWAY: Final = ("08", "53", "57", "58")
+#: Classes that say "the server is away or going": connection, insufficient resources, operator intervention, I/O;
+#: and one code, read-only transaction: after a failover the address still leads to the old primary.
+_AWAY: Final = ("08", "53", "57", "58", "25006")
 _TRIES: Final = 8
 
 
@@ -73,15 +74,18 @@ def translated() -> Iterator[None]:
 def in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
     """Run `work` in one transaction and commit it; repeat it when the server asks for that (deadlock, serialization).
 
-    `work` may run several times, so it must not do anything but SQL. Raises DatabaseAway: the commit may have worked.
+    `work` may run several times, so it must not do anything but SQL. Raises DatabaseAway: the commit may have worked,
+    or the server asked for a repetition every time. Neither is the fault of what the caller holds.
     """
     for left in reversed(range(_TRIES)):
         try:
             with translated(), engine.begin() as connection:
                 return work(connection)
         except sa.exc.DBAPIError as error:
-            if _sqlstate(error.orig) not in _AGAIN or not left:
+            if _sqlstate(error.orig) not in _AGAIN:
                 raise
+            if not left:
+                raise DatabaseAway(str(error.orig).strip()) from error
             log.warning("transaction repeated", extra={"sqlstate": _sqlstate(error.orig)})
             time.sleep(random.uniform(0, 0.05 * (_TRIES - left)))
     raise AssertionError("unreachable: the last try returns or raises")

@@ -74,6 +74,10 @@ where t.id = v.id and t.version = v.version and t.status = v.from_status
 returning {TASK}
 """)
 
+#: An unnest join updates in the order the planner likes; locking first fixes the order, so two overlapping batches
+#: cannot deadlock.
+LOCK_IN_ORDER: Final = sa.text("select 1 from tasks where id = any(cast(:ids as uuid[])) order by id for update")
+
 _END_ATTEMPTS: Final = sa.text("""
 update attempts a set ended_at = now(), outcome = v.outcome, detail = v.detail,
     provider_job_id = coalesce(v.provider_job_id, a.provider_job_id)
@@ -105,12 +109,8 @@ def move_in(connection: sa.Connection, changes: Sequence[Change], actor: str) ->
     if not changes:
         return {}
     ordered = sorted(changes, key=lambda change: change.task.id)
-    # An unnest join updates in the order the planner likes; locking first fixes the order.
-    ids = [str(change.task.id) for change in ordered]
-    if len(ids) > 1:
-        connection.execute(
-            sa.text("select 1 from tasks where id = any(cast(:ids as uuid[])) order by id for update"), {"ids": ids}
-        )
+    if len(ordered) > 1:
+        connection.execute(LOCK_IN_ORDER, {"ids": [str(change.task.id) for change in ordered]})
     rows = connection.execute(_MOVE, _columns(ordered, actor)).all()
     moved = {row.id: task_of(row) for row in rows}
     applied = [change for change in ordered if change.task.id in moved]

@@ -14,12 +14,14 @@ TASK: Final = (
     " clock_timestamp() as now"
 )
 
+_FIELDS: Final = tuple(column.rpartition(" ")[2].removeprefix("t.") for column in TASK.split(", "))
+
 PRIORITIES: Final = (Priority.NORMAL, Priority.HIGH)
 
 
 def task_of(row: sa.Row[Any], *, taken_over: bool = False) -> Task:
     """The Task in a row that was selected with TASK."""
-    values = dict(row._mapping)
+    values = {name: row._mapping[name] for name in _FIELDS}
     values["status"] = Status(values["status"])
     values["priority"] = PRIORITIES[values["priority"]]
     return Task(**values, taken_over=taken_over)

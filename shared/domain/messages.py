@@ -179,7 +179,7 @@ def order_placed(order: Order, *, traceparent: str | None = None) -> Message:
         type=ORDER_PLACED,
         body=order.model_dump_json(exclude_defaults=True).encode(),
         message_id=str(uuid.uuid4()),
-        correlation_id=order.idempotency_key[:200],
+        correlation_id=_correlation_id(order.idempotency_key),
         headers={"traceparent": traceparent} if traceparent else {},
     )
 
@@ -238,7 +238,7 @@ def event(
         type=f"order.{kind}.v1",
         body=body.model_dump_json().encode(),
         message_id=str(event_id),
-        correlation_id=task.idempotency_key[:200],
+        correlation_id=_correlation_id(task.idempotency_key),
         headers={"traceparent": traceparent_of(task.trace_id)},
         mandatory=False,
     )
@@ -252,7 +252,7 @@ def dead_letter(task: Task) -> Message:
         type=DEAD_LETTER,
         body=json.dumps({"task_id": str(task.id), "attempt": task.attempt, "pool": task.pool}).encode(),
         message_id=str(uuid.uuid5(task.id, f"dead:{stage}:{task.attempt}:{task.version}")),
-        correlation_id=task.idempotency_key[:200],
+        correlation_id=_correlation_id(task.idempotency_key),
         headers=dead_letter_headers(
             reason=Reason(task.reason or Reason.BUG),
             stage=stage,
@@ -273,13 +273,22 @@ def dead_letter_headers(
     attempt: int | None = None,
     trace_id: str | None = None,
 ) -> dict[str, Any]:
-    """The small header set of every letter: big headers break dead-lettering, so `detail` is cut."""
-    headers: dict[str, Any] = {"reason": str(reason), "stage": str(stage), "detail": detail[:MAX_DETAIL_CHARS]}
+    """The small header set of every letter: big headers break dead-lettering, so `detail` is cut.
+
+    Error texts of foreign systems may hold half characters, which AMQP cannot carry.
+    """
+    text = detail[:MAX_DETAIL_CHARS].encode("utf-8", "replace").decode()
+    headers: dict[str, Any] = {"reason": str(reason), "stage": str(stage), "detail": text}
     if task_id is not None:
         headers |= {"task_id": str(task_id), "attempt": attempt or 0}
     if trace_id is not None:
         headers["traceparent"] = traceparent_of(trace_id)
     return headers
+
+
+def _correlation_id(idempotency_key: str) -> str:
+    """The key, cut to what an AMQP short string holds: 255 bytes, of which a character may take four."""
+    return idempotency_key.encode()[:255].decode(errors="ignore")
 
 
 def traceparent_of(trace_id: str) -> str:

@@ -1,0 +1,210 @@
+"""The tables as they are after all migrations, to be read; a test compares them with a migrated database.
+
+The statements of this project are plain SQL: nothing is generated from here. What a column means is said in the
+migrations, as comments in the database.
+"""
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB, TIMESTAMP
+
+metadata: Final = sa.MetaData()
+
+_MOMENT: Final = TIMESTAMP(timezone=True)
+_FINAL: Final = "status in ('completed', 'failed', 'cancelled')"
+_STARTED: Final = "status in ('submitting', 'processing')"
+
+
+def _column(name: str, type_: Any, *rules: Any, key: bool = False, **more: Any) -> sa.Column[Any]:
+    """A column that must be filled, unlike SQLAlchemy's own."""
+    return sa.Column(name, type_, *rules, primary_key=key, **{"nullable": False} | more)
+
+
+def _maybe(name: str, type_: Any, *rules: Any) -> sa.Column[Any]:
+    return sa.Column(name, type_, *rules, nullable=True)
+
+
+def _task(**more: Any) -> sa.Column[Any]:
+    return _column("task_id", sa.Uuid, sa.ForeignKey("tasks.id"), **more)
+
+
+backends: Final = sa.Table(
+    "backends",
+    metadata,
+    _column("name", sa.Text, key=True),
+    _column("pool", sa.Text),
+    _column("adapter", sa.Text),
+    _column("url", sa.Text),
+    _column("capacity", sa.Integer, sa.CheckConstraint("capacity >= 1")),
+    _column("max_run_seconds", DOUBLE_PRECISION, sa.CheckConstraint("max_run_seconds > 0")),
+    _column("enabled", sa.Boolean),
+    _column("health", sa.Text, sa.CheckConstraint("health in ('up', 'down', 'frozen')")),
+    _maybe("health_detail", sa.Text),
+    _column("health_changed_at", _MOMENT),
+    _maybe("paused_until", _MOMENT),
+    _maybe("pause_reason", sa.Text),
+)
+
+tasks: Final = sa.Table(
+    "tasks",
+    metadata,
+    _column("id", sa.Uuid, key=True),
+    _column("idempotency_key", sa.Text, unique=True),
+    _maybe("order_id", sa.Text),
+    _column("fingerprint", sa.Text),
+    _column("pool", sa.Text),
+    _column("priority", sa.SmallInteger, sa.CheckConstraint("priority in (0, 1)")),
+    _maybe("body", JSONB),
+    _column("status", sa.Text, sa.CheckConstraint(f"status in ('pending', 'submitting', 'processing') or {_FINAL}")),
+    _column("version", sa.Integer),
+    _column("attempt", sa.Integer),
+    _column("charged", sa.Integer),
+    _maybe("backend", sa.Text, sa.ForeignKey("backends.name")),
+    _maybe("job_key", sa.Uuid),
+    _maybe("provider_job_id", sa.Text),
+    _column("free_at", _MOMENT),
+    _maybe("due_at", _MOMENT),
+    _column("deadline_at", _MOMENT),
+    _column("created_at", _MOMENT),
+    _column("changed_at", _MOMENT),
+    _maybe("finished_at", _MOMENT),
+    _column("cancel_owed", sa.Boolean),
+    _maybe("avoid_backend", sa.Text),
+    _maybe("reason", sa.Text),
+    _maybe("detail", sa.Text),
+    _maybe("stage", sa.Text),
+    _column("actor", sa.Text),
+    _column("trace_id", sa.Text),
+    sa.CheckConstraint(f"due_at is not null or {_FINAL}"),
+    sa.CheckConstraint(f"not ({_STARTED}) or (backend is not null and job_key is not null)"),
+    sa.CheckConstraint("status <> 'processing' or provider_job_id is not null"),
+    sa.CheckConstraint("status <> 'failed' or (reason is not null and stage is not null)"),
+    sa.CheckConstraint(f"(finished_at is not null) = ({_FINAL})"),
+    sa.CheckConstraint("not cancel_owed or due_at is not null"),
+)
+sa.Index("tasks_one_active_order", tasks.c.order_id, unique=True, postgresql_where=sa.text(f"not ({_FINAL})"))
+sa.Index("tasks_order_id", tasks.c.order_id, postgresql_where=sa.text("order_id is not null"))
+sa.Index("tasks_due", tasks.c.due_at, postgresql_where=sa.text("due_at is not null"))
+sa.Index(
+    "tasks_free",
+    tasks.c.pool,
+    tasks.c.priority.desc(),
+    tasks.c.created_at,
+    postgresql_where=sa.text("status in ('pending', 'submitting')"),
+)
+sa.Index("tasks_live", tasks.c.backend, postgresql_where=sa.text(f"{_STARTED} or cancel_owed"))
+
+duplicate_keys: Final = sa.Table(
+    "duplicate_keys",
+    metadata,
+    _column("idempotency_key", sa.Text, key=True),
+    _task(),
+    _column("own_task_id", sa.Uuid, unique=True),
+    _column("fingerprint", sa.Text),
+    _column("at", _MOMENT),
+)
+
+legal_moves: Final = sa.Table(
+    "legal_moves", metadata, _column("from_status", sa.Text, key=True), _column("to_status", sa.Text, key=True)
+)
+
+task_moves: Final = sa.Table(
+    "task_moves",
+    metadata,
+    _task(key=True),
+    _column("version", sa.Integer, key=True),
+    _column("at", _MOMENT),
+    _maybe("from_status", sa.Text),
+    _column("to_status", sa.Text),
+    _column("actor", sa.Text),
+    _column("attempt", sa.Integer),
+    _maybe("backend", sa.Text),
+    _maybe("reason", sa.Text),
+    sa.ForeignKeyConstraint(["from_status", "to_status"], ["legal_moves.from_status", "legal_moves.to_status"]),
+    sa.CheckConstraint("from_status is not null or to_status = 'pending'"),
+)
+sa.Index("task_moves_at", task_moves.c.at)
+
+attempts: Final = sa.Table(
+    "attempts",
+    metadata,
+    _task(key=True),
+    _column("attempt", sa.Integer, sa.CheckConstraint("attempt >= 1"), key=True),
+    _column("backend", sa.Text, sa.ForeignKey("backends.name")),
+    _column("job_key", sa.Uuid, unique=True),
+    _column("seed", sa.BigInteger),
+    _maybe("body_hash", sa.Text),
+    _column("started_at", _MOMENT),
+    _maybe("posted_at", _MOMENT),
+    _maybe("accepted_at", _MOMENT),
+    _maybe("provider_job_id", sa.Text),
+    _maybe("ended_at", _MOMENT),
+    _maybe("outcome", sa.Text),
+    _maybe("detail", sa.Text),
+)
+
+artifacts: Final = sa.Table(
+    "artifacts",
+    metadata,
+    _task(key=True),
+    _column("attempt", sa.Integer, key=True),
+    _column("index", sa.Integer, sa.CheckConstraint("index >= 0"), key=True),
+    _column("key", sa.Text),
+    _column("sha256", sa.Text),
+    _column("bytes", sa.BigInteger, sa.CheckConstraint("bytes > 0")),
+    _column("media_type", sa.Text),
+    _column("width", sa.Integer),
+    _column("height", sa.Integer),
+    _column("created_at", _MOMENT),
+)
+
+dead_letters: Final = sa.Table(
+    "dead_letters",
+    metadata,
+    _column("id", sa.BigInteger, sa.Identity(always=True), key=True),
+    _column("identity", sa.Text, unique=True),
+    _maybe("task_id", sa.Uuid, sa.ForeignKey("tasks.id")),
+    _maybe("attempt", sa.Integer),
+    _column("stage", sa.Text),
+    _column("reason", sa.Text),
+    _column("detail", sa.Text),
+    _column("fingerprint", sa.Text),
+    _maybe("pool", sa.Text),
+    _maybe("message_id", sa.Text),
+    _maybe("message_type", sa.Text),
+    _maybe("body", sa.Text),
+    _column("headers", JSONB),
+    _column("at", _MOMENT),
+    _column("state", sa.Text, sa.CheckConstraint("state in ('open', 'replayed', 'discarded')")),
+    _maybe("closed_at", _MOMENT),
+    _maybe("closed_by", sa.Text),
+)
+sa.Index("dead_letters_open", dead_letters.c.at, postgresql_where=sa.text("state = 'open'"))
+sa.Index("dead_letters_task", dead_letters.c.task_id)
+
+replays: Final = sa.Table(
+    "replays",
+    metadata,
+    _column("id", sa.BigInteger, sa.Identity(always=True), key=True),
+    _column("dead_letter_id", sa.BigInteger, sa.ForeignKey("dead_letters.id")),
+    _column("by_whom", sa.Text),
+    _column("at", _MOMENT),
+    _maybe("task_id", sa.Uuid, sa.ForeignKey("tasks.id")),
+    _column("state", sa.Text, sa.CheckConstraint("state in ('open', 'closed')")),
+    _maybe("result", sa.Text),
+    _maybe("closed_at", _MOMENT),
+)
+sa.Index("replays_one_open", replays.c.dead_letter_id, unique=True, postgresql_where=sa.text("state = 'open'"))
+sa.Index("replays_task", replays.c.task_id, postgresql_where=sa.text("state = 'open'"))
+
+operator_actions: Final = sa.Table(
+    "operator_actions",
+    metadata,
+    _column("id", sa.BigInteger, sa.Identity(always=True), key=True),
+    _column("at", _MOMENT),
+    _column("by_whom", sa.Text),
+    _column("action", sa.Text),
+    _column("subject", sa.Text),
+    _column("detail", JSONB),
+)

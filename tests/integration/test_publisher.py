@@ -1,0 +1,195 @@
+"""A message leaves until the broker has confirmed it and it was not sent back."""
+
+from collections.abc import Iterator
+
+import pytest
+from pika.exceptions import NackError, ShortStringTooLong
+
+from deploy.local import Stack
+from shared.domain.errors import BrokerAway
+from shared.domain.messages import order_placed
+from tests.factories import an_order
+from tests.integration.broker_lab import BrokerLab, a_message
+from tests.servers import free_port
+from tests.waiting import eventually
+
+
+@pytest.fixture
+def lab(amqp_url: str) -> Iterator[BrokerLab]:
+    lab = BrokerLab(amqp_url)
+    yield lab
+    lab.close()
+
+
+def test_many_messages_are_confirmed_at_once_and_keep_their_order(lab: BrokerLab) -> None:
+    broker = lab.broker()
+
+    broker.publish([a_message(number) for number in range(3000)]).result(30)
+
+    assert [body for _, body in lab.taken()] == list(range(3000))
+
+
+def test_every_message_is_persistent_and_says_what_it_is(lab: BrokerLab) -> None:
+    broker = lab.broker()
+    message = order_placed(an_order(idempotency_key="k"), traceparent="00-a-b-01")
+
+    broker.publish([message]).result(10)
+
+    ((properties, body),) = lab.taken()
+    assert body == {"idempotency_key": "k", "pool": "comfyui", "workflow": "demo"}
+    assert (properties.delivery_mode, properties.type) == (2, "order.placed.v1")
+    assert (properties.message_id, properties.correlation_id) == (message.message_id, "k")
+    assert properties.headers["traceparent"] == "00-a-b-01"
+
+
+def test_nothing_to_publish_is_done_at_once(lab: BrokerLab) -> None:
+    assert lab.broker(ready=False).publish([]).done()
+
+
+def test_a_key_of_long_characters_can_be_published(lab: BrokerLab) -> None:
+    """A short string of AMQP holds 255 bytes; 200 characters may be 800."""
+    order = an_order(idempotency_key="鍵" * 200)
+
+    lab.broker().publish([order_placed(order)]).result(10)
+
+    ((properties, body),) = lab.taken()
+    assert body["idempotency_key"] == order.idempotency_key
+    assert properties.correlation_id == "鍵" * 85
+
+
+def test_a_message_that_cannot_be_sent_fails_alone_and_shifts_no_confirm(lab: BrokerLab) -> None:
+    broker = lab.broker()
+    bad = broker.publish([a_message(message_id="x" * 300)])
+    lab.delete("submit.comfyui")
+    lost = broker.publish([a_message("lost", to="submit.comfyui")])
+    good = broker.publish([a_message("good")])
+
+    with pytest.raises(ShortStringTooLong):
+        bad.result(10)
+    good.result(10)
+    lost.result(30)
+
+    assert [body for _, body in lab.taken("submit.comfyui")] == ["lost"]
+
+
+def test_an_event_nobody_listens_to_is_done(lab: BrokerLab) -> None:
+    message = a_message(exchange="events", to="order.completed", mandatory=False)
+
+    lab.broker().publish([message]).result(10)
+
+
+def test_a_message_to_a_deleted_queue_gets_through_once_it_is_declared_again(lab: BrokerLab) -> None:
+    broker = lab.broker()
+    lab.delete("submit.comfyui")
+
+    broker.publish([a_message(1, to="submit.comfyui"), a_message(2)]).result(30)
+
+    assert {body for _, body in lab.taken("submit.comfyui")} == {1}
+    assert {body for _, body in lab.taken()} == {2}
+
+
+def test_two_copies_of_a_message_to_a_deleted_queue_both_get_through(lab: BrokerLab) -> None:
+    broker = lab.broker()
+    lab.delete("submit.comfyui")
+
+    broker.publish([a_message(to="submit.comfyui", message_id="same")] * 20).result(30)
+
+    assert lab.depth("submit.comfyui") == 20
+
+
+def test_a_message_to_a_queue_of_others_waits_without_hindering_the_rest(lab: BrokerLab) -> None:
+    broker = lab.broker()
+    waits = broker.publish([a_message(to="nobody.has.it")])
+
+    for _ in range(20):
+        broker.publish([a_message()]).result(10)
+    assert not waits.done()
+    assert broker.problems == []
+    with lab.channel() as channel:
+        channel.queue_declare("nobody.has.it", durable=True)
+
+    waits.result(10)
+    assert lab.depth("nobody.has.it") == 1
+
+
+def test_a_message_to_a_full_queue_waits_until_there_is_room(lab: BrokerLab, stack: Stack, vhost: str) -> None:
+    broker = lab.broker()
+    stack.broker.ctl("set_policy", "--vhost", vhost, "full", "^submit", '{"max-length": 1}')
+    with lab.channel() as channel:  # the broker overshoots its own limit by one or a few
+        channel.confirm_delivery()
+        filled = eventually(lambda: refused(channel), within=20, what="the queue is full")
+    waits = broker.publish([a_message("last", to="submit.comfyui")])
+    eventually(lambda: lab.depth("submit.comfyui") > 0, within=5)
+    assert filled
+    assert not waits.done()
+
+    lab.taken("submit.comfyui")
+
+    waits.result(20)
+
+
+def refused(channel: object) -> bool:
+    try:
+        channel.basic_publish("", "submit.comfyui", b"1")  # type: ignore[attr-defined]
+    except NackError:
+        return True
+    return False
+
+
+def test_the_depth_of_a_queue_counts_what_is_ready(lab: BrokerLab) -> None:
+    broker = lab.broker()
+    lab.put(1, 2, 3)
+
+    assert eventually(lambda: depth(broker, "orders") == 3, within=10)
+
+
+def depth(broker: object, queue: str) -> int | None:
+    try:
+        return broker.publisher.depth(queue).result(10)  # type: ignore[attr-defined]
+    except BrokerAway:
+        return None
+
+
+def test_asking_for_a_deleted_queue_brings_it_back(lab: BrokerLab) -> None:
+    broker = lab.broker()
+    eventually(lambda: depth(broker, "orders") == 0, within=10)
+    lab.delete("orders")
+
+    assert depth(broker, "orders") is None
+    eventually(lambda: depth(broker, "orders") == 0, within=20)
+
+
+def test_without_a_broker_a_question_is_answered_at_once_and_a_message_waits(lab: BrokerLab) -> None:
+    away = lab.broker(urls=[f"amqp://guest:guest@127.0.0.1:{free_port()}"], ready=False)
+    waits = away.publish([a_message()])
+
+    with pytest.raises(BrokerAway):
+        away.publisher.depth("orders").result(5)
+    assert not waits.done()
+    assert away.problems == ["cannot publish"]
+
+    away.stop()
+    with pytest.raises(BrokerAway):
+        waits.result(5)
+
+
+def test_of_two_brokers_the_one_that_is_there_is_used(lab: BrokerLab) -> None:
+    broker = lab.broker(urls=[f"amqp://guest:guest@127.0.0.1:{free_port()}", lab.url])
+
+    broker.publish([a_message(1)]).result(10)
+
+    assert lab.depth() == 1
+
+
+def test_queues_declared_otherwise_by_somebody_else_are_said_to_be_no_connection(lab: BrokerLab) -> None:
+    with lab.channel() as channel:
+        channel.queue_declare("orders", durable=True)
+
+    broker = lab.broker(ready=False)
+
+    waits = broker.publish([a_message()])
+    eventually(lambda: broker.publisher._link.reconnects >= 2, within=20, what="tried again")
+    assert broker.problems == ["cannot publish"]
+    with lab.channel() as channel:
+        channel.queue_delete("orders")
+    waits.result(30)
