@@ -1,7 +1,9 @@
 """A process's whole dealing with RabbitMQ: one I/O thread, a publishing connection, and a consuming one if wanted."""
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from typing import Final
 
 from shared.broker.connection import IOThread
 from shared.broker.consumer import Consumer, Subscription
@@ -9,6 +11,10 @@ from shared.broker.publisher import Counter, Publisher
 from shared.broker.topology import Topology
 from shared.domain.messages import Message
 from shared.domain.outcome import FollowUp
+
+
+#: How long a broker has to answer a goodbye.
+_CLOSE_SECONDS: Final = 2.0
 
 
 class Broker:
@@ -73,11 +79,19 @@ class Broker:
             if self.consumer is not None:
                 self.consumer.close()
             self.publisher.close()
-            self._io.later(0.2, self._io.stop)  # lets the close frames leave
+            self._leave(time.monotonic() + _CLOSE_SECONDS)
 
         self._io.run(leave)
-        self._io.join(2.0)
+        self._io.join(_CLOSE_SECONDS + 1.0)
         return finished
+
+    def _leave(self, at_last: float) -> None:
+        """End the loop once the connections are closed, or are not answering."""
+        closed = self.publisher.is_closed and (self.consumer is None or self.consumer.is_closed)
+        if closed or time.monotonic() > at_last:
+            self._io.stop()
+        else:
+            self._io.later(0.02, lambda: self._leave(at_last))
 
     def _turn(self) -> None:
         self._tick()

@@ -119,7 +119,13 @@ class Link:
             custom_ioloop=self._io.loop,
         )
 
+    @property
+    def is_closed(self) -> bool:
+        """Nothing is open and nothing is being opened."""
+        return self._connection is None or self._connection.is_closed
+
     def close(self) -> None:
+        """One that is still being opened is closed as soon as it is open; see `is_closed`."""
         self._closing = True
         self._ready = False
         if self._connection is not None and self._connection.is_open:
@@ -132,6 +138,9 @@ class Link:
             self._connection.close()
 
     def _opened(self, connection: SelectConnection) -> None:
+        if self._closing:
+            connection.close()
+            return
         connection.add_on_connection_blocked_callback(lambda *_: self._on_blocked(True))
         connection.add_on_connection_unblocked_callback(lambda *_: self._on_blocked(False))
         connection.channel(on_open_callback=self._declare)

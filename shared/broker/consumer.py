@@ -162,6 +162,10 @@ class Consumer:
         """On the I/O thread. Unacked deliveries go back to their queues."""
         self._link.close()
 
+    @property
+    def is_closed(self) -> bool:
+        return self._link.is_closed
+
     # --- the I/O thread -------------------------------------------------------------------------------------------
 
     def _connected(self, connection: SelectConnection) -> None:

@@ -81,6 +81,10 @@ class Publisher:
     def is_ready(self) -> bool:
         return self._channel is not None and self._channel.is_open and not self.is_blocked
 
+    @property
+    def is_closed(self) -> bool:
+        return self._link.is_closed
+
     def open(self) -> None:
         """On the I/O thread."""
         self._link.open()
