@@ -185,6 +185,8 @@ class Intake:
                 log.info("duplicate order", extra={"task_id": str(task.id), "trace_id": read.claim.trace_id})
                 if delivery.redelivered and task.id in failed:
                     return self._buried(failed, task)
+                if delivery.redelivered and read.problem and task.status is Status.FAILED and task.due_at is not None:
+                    return _letter(task)  # the worker that failed it died before its letter left
                 # The worker that claimed it may have died before its permit left; a second permit does nothing.
                 again = delivery.redelivered and task.status is Status.PENDING and not read.problem
                 return Done(then=[permit(task.pool)] if again else [])
@@ -199,22 +201,26 @@ class Intake:
                 return Done(then=[event(task, "duplicate", duplicate_key=key)])
 
     def _buried(self, failed: dict[Any, Task], task: Task) -> DeadLetter:
-        row = failed.pop(task.id)  # the first delivery of it in the batch is the letter
-        return DeadLetter(
-            reason=Reason(row.reason or Reason.INVALID_MESSAGE),
-            detail=row.detail or "",
-            stage=Stage.ORDERS,
-            task_id=row.id,
-            attempt=row.attempt,
-            then=[event(row, "failed")],
-            follow_up_of=[FollowUp(row.id, row.version)],
-        )
+        return _letter(failed.pop(task.id))  # the first delivery of it in the batch is the letter
 
     def _count(self, pool: str, claim: str, received: str) -> None:
         self._metrics.count("claims_total", pool=pool, result=claim)
         self._metrics.count("orders_received_total", source="amqp", result=received)
         if claim == "duplicate":
             self._metrics.count("duplicates_suppressed_total", point="claim")
+
+
+def _letter(row: Task) -> DeadLetter:
+    """The delivery is the letter of its own failed row, whose follow-up goes with it."""
+    return DeadLetter(
+        reason=Reason(row.reason or Reason.INVALID_MESSAGE),
+        detail=row.detail or "",
+        stage=Stage.ORDERS,
+        task_id=row.id,
+        attempt=row.attempt,
+        then=[event(row, "failed")],
+        follow_up_of=[FollowUp(row.id, row.version)],
+    )
 
 
 def _named(error: ValidationError) -> str:

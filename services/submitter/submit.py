@@ -101,15 +101,14 @@ class Submit:
                 self._metrics.count("duplicates_suppressed_total", point="submit")
                 return self._record(task, provider, job.provider_job_id or str(job.job_key))
             prepared = provider.prepare(job)
-            margin = provider.submit_limit_seconds + MARGIN_SECONDS
             looked = time.monotonic()
-            if not self._tasks.may_post(task, prepared.body_hash, margin):
+            if not self._tasks.may_post(task, prepared.body_hash, self._lease):
                 log.warning("lease over or row moved before the POST", extra={"attempt": task.attempt})
                 return Done()
             try:
                 accepted = provider.submit(prepared)
             finally:
-                if time.monotonic() - looked > margin:
+                if time.monotonic() - looked > self._lease:
                     # The POST was still in flight when the lease ended, or we stalled before it: the two cases
                     # in which another owner may have found nothing and sent the job too.
                     self._metrics.count("possible_double_total", backend=task.backend or "")

@@ -12,7 +12,6 @@ from shared.broker.topology import Topology
 from shared.domain.messages import Message
 from shared.domain.outcome import FollowUp
 
-
 #: How long a broker has to answer a goodbye.
 _CLOSE_SECONDS: Final = 2.0
 

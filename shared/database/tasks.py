@@ -24,12 +24,16 @@ _FIND: Final = sa.text(
 
 _KEPT_FINGERPRINT: Final = sa.text("select d.fingerprint from duplicate_keys d where d.own_task_id = :id")
 
-#: posted_at goes in with the body's hash in the statement that checks the lease, so nobody POSTs unseen.
+#: Who still owns the row owns it for a whole lease from here on, so looking and preparing never eat up the time of the
+#: POST. posted_at goes in with the body's hash in the same statement, so nobody POSTs unseen.
 _BEGIN_POST: Final = sa.text("""
+with owned as (
+    update tasks set free_at = now() + :lease * interval '1 second', due_at = now() + :lease * interval '1 second'
+    where id = :id and version = :version and status = 'submitting' and free_at > clock_timestamp()
+    returning id, attempt
+)
 update attempts a set body_hash = :body_hash, posted_at = clock_timestamp()
-from tasks t where t.id = :id and t.version = :version and t.status = 'submitting'
-    and t.free_at > clock_timestamp() + :margin * interval '1 second'
-    and a.task_id = t.id and a.attempt = t.attempt
+from owned where a.task_id = owned.id and a.attempt = owned.attempt
 returning a.attempt
 """)
 
@@ -165,9 +169,9 @@ class Tasks:
             seconds = (task.changed_at - task.created_at).total_seconds()
             self._metrics.observe("order_duration_seconds", seconds, pool=task.pool, outcome=task.status)
 
-    def may_post(self, task: Task, body_hash: str, margin_seconds: float) -> bool:
-        """Note that the POST leaves now; False when the lease has not `margin_seconds` left or the row moved on."""
-        values = {"id": task.id, "version": task.version, "body_hash": body_hash, "margin": margin_seconds}
+    def may_post(self, task: Task, body_hash: str, lease_seconds: float) -> bool:
+        """Note that the POST leaves now and own the row for one lease more; False: it is not ours any more."""
+        values = {"id": task.id, "version": task.version, "body_hash": body_hash, "lease": lease_seconds}
         return in_transaction(self._engine, lambda c: c.execute(_BEGIN_POST, values).one_or_none() is not None)
 
     def record(self, task: Task, provider_job_id: str, due_in: float) -> Task | None:

@@ -111,7 +111,7 @@ def test_a_stopped_database_is_an_outage_and_works_again_when_it_is_back(private
 
     assert away(lambda: rows.tasks.claim([a_claim()]))
     assert away(lambda: rows.tasks.record(task, "job", 1))
-    assert away(lambda: rows.slots.backends())
+    assert away(rows.slots.backends)
     assert away(lambda: rows.tasks.get([task.id]))
     eventually(lambda: led(leader) is None, within=10, what="the lead is lost with the connection")
 

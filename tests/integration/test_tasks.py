@@ -22,17 +22,30 @@ def rows(database_url: str) -> Iterator[Rows]:
 def test_the_post_is_noted_with_its_body_before_it_leaves(rows: Rows) -> None:
     task = rows.submitting(lease_seconds=60)
 
-    assert rows.tasks.may_post(task, "body-hash", margin_seconds=30)
+    assert rows.tasks.may_post(task, "body-hash", lease_seconds=60)
 
     (attempt,) = rows.attempts(task)
     assert attempt.body_hash == "body-hash"
     assert attempt.posted_at is not None
 
 
-def test_no_post_leaves_with_too_little_of_the_lease_left(rows: Rows) -> None:
-    task = rows.submitting(lease_seconds=20)
+def test_the_owner_that_posts_owns_the_row_for_a_whole_lease_from_there(rows: Rows) -> None:
+    """Looking and preparing used up the first one; otherwise a lease just long enough would never allow a POST."""
+    task = rows.submitting(lease_seconds=5)
 
-    assert not rows.tasks.may_post(task, "body-hash", margin_seconds=30)
+    assert rows.tasks.may_post(task, "body-hash", lease_seconds=60)
+
+    now = rows.tasks.refresh(task)
+    assert (now.free_at - now.now).total_seconds() > 50
+    assert now.due_at == now.free_at
+    assert now.version == task.version
+
+
+def test_no_post_leaves_once_the_lease_is_over(rows: Rows) -> None:
+    task = rows.submitting(lease_seconds=20)
+    rows.age(task, free_at=1)
+
+    assert not rows.tasks.may_post(task, "body-hash", lease_seconds=60)
 
     assert rows.attempts(task)[0].posted_at is None
 

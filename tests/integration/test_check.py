@@ -1,0 +1,433 @@
+"""Looks at rows: what is running stays untouched, what has ended is moved once, and what is owed is paid."""
+
+import itertools
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import pytest
+
+from services.poller.check import Check
+from shared.domain.errors import ProviderAway, ProviderRejected, StorageAway
+from shared.domain.messages import Artifact
+from shared.domain.outcome import DeadLetter, Done, FollowUp
+from shared.domain.retry import RetryPolicy
+from shared.domain.task import Reason, Status, Task
+from shared.pictures import BrokenPicture
+from shared.providers.base import Failed, Gone, Job, JobState, Running, Succeeded
+from shared.storage import Artifacts
+from tests.factories import MEASURED, FakeProvider, Rows, a_check, delivered
+
+
+class FaultyStore(Artifacts):
+    """In memory; raises what was planned first."""
+
+    def __init__(self) -> None:
+        super().__init__("memory://")
+        self.faults: list[Exception] = []
+        self.kept: list[str] = []
+
+    def put(self, task_id: uuid.UUID, attempt: int, index: int, file: BinaryIO) -> Artifact:
+        if self.faults:
+            raise self.faults.pop(0)
+        artifact = super().put(task_id, attempt, index, file)
+        self.kept.append(artifact.key)
+        return artifact
+
+
+class Lab(Rows):
+    def __init__(self, url: str) -> None:
+        super().__init__(url, threads=10)
+        self.backends(gpu_1=20, gpu_2=20)
+        self.slots.set_health("gpu-2", "down")
+        self.provider = FakeProvider(seconds=0.005)
+        self.store = FaultyStore()
+        self.check = Check(
+            self.tasks,
+            self.slots,
+            {"gpu-1": self.provider},
+            self.store,
+            retry=RetryPolicy(max_charged=3),
+            max_run_seconds={"gpu-1": 100.0},
+            frozen_after_seconds=50.0,
+            metrics=MEASURED,
+        )
+
+    def running(self, state: JobState | None = None, **fields: Any) -> Task:
+        task = self.processing(**fields)
+        self.provider.finish(task, state or Running())
+        return task
+
+    def look(self, *tasks: Task) -> Done:
+        (outcome,) = self.check.handle([a_check(*tasks)])
+        assert isinstance(outcome, Done)
+        return outcome
+
+    def health(self) -> str:
+        return self.slots.backends()[0].health
+
+
+@pytest.fixture
+def lab(database_url: str) -> Iterator[Lab]:
+    lab = Lab(database_url)
+    yield lab
+    lab.close()
+
+
+def names(outcome: Done) -> list[str]:
+    return [message.routing_key for message in outcome.then]
+
+
+def broken(reason: Reason = Reason.LOST, **fields: Any) -> Failed:
+    return Failed(**{"reason": reason, "why": "it broke", "retryable": True} | fields)
+
+
+def all_columns(lab: Lab, task: Task) -> Any:
+    return lab.sql("select *, xmin from tasks where id = :id", id=task.id)
+
+
+def test_looking_at_a_running_job_writes_nothing(lab: Lab) -> None:
+    task = lab.running()
+    before = all_columns(lab, task)
+
+    assert lab.look(task) == Done(then=[], follow_up_of=[])
+
+    assert all_columns(lab, task) == before
+
+
+def test_a_finished_job_is_completed_with_its_stored_pictures(lab: Lab) -> None:
+    task = lab.running(Succeeded(outputs=[{}, {}]))
+
+    outcome = lab.look(task)
+
+    row = lab.now(task)
+    assert (row.status, names(outcome)) == (Status.COMPLETED, ["order.completed"])
+    assert outcome.follow_up_of == [FollowUp(row.id, row.version)]
+    assert lab.store.kept == [f"{task.id}/1/0.png", f"{task.id}/1/1.png"]
+    assert [a.key for a in lab.tasks.artifacts([task.id])[task.id]] == lab.store.kept
+    assert lab.attempts(task)[0].outcome == "completed"
+
+
+def test_a_hundred_rows_of_one_backend_are_one_question(lab: Lab) -> None:
+    tasks = [lab.running() for _ in range(10)]
+    asked: list[int] = []
+    check = lab.provider.check
+
+    def counted(jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:
+        asked.append(len(jobs))
+        return check(jobs)
+
+    lab.provider.check = counted  # type: ignore[method-assign]
+    lab.look(*tasks)
+
+    assert asked == [10]
+
+
+def test_of_two_pollers_that_find_the_job_done_one_completes_it(lab: Lab) -> None:
+    task = lab.running(Succeeded(outputs=[{}]))
+    lab.provider.meanwhile["fetch"] = lambda: lab.look(task)
+
+    outcome = lab.look(task)
+
+    assert outcome.then == []
+    assert lab.history(task)[-1] == ("processing", "completed")
+    assert len(lab.tasks.artifacts([task.id])[task.id]) == 1
+
+
+@pytest.mark.parametrize("error", [BrokenPicture("cut off"), FileNotFoundError("gone")])
+def test_a_picture_that_cannot_be_used_costs_an_attempt_and_goes_elsewhere(lab: Lab, error: Exception) -> None:
+    task = lab.running(Succeeded(outputs=[{}]))
+    lab.store.faults.append(error)
+
+    lab.look(task)
+
+    row = lab.now(task)
+    assert (row.status, row.charged, row.reason) == (Status.PENDING, 1, Reason.NO_OUTPUTS)
+    assert row.avoid_backend == "gpu-1"
+
+
+def test_a_job_without_any_picture_is_no_success(lab: Lab) -> None:
+    task = lab.running(Succeeded(outputs=[]))
+
+    lab.look(task)
+
+    assert (lab.now(task).status, lab.now(task).reason) == (Status.PENDING, Reason.NO_OUTPUTS)
+
+
+def test_a_picture_too_large_to_take_ends_the_order(lab: Lab) -> None:
+    task = lab.running(Succeeded(outputs=[{}]))
+    lab.provider.plan("fetch", ProviderRejected("too large", reason=Reason.NO_OUTPUTS))
+
+    assert names(lab.look(task)) == ["check.dead", "order.failed"]
+    assert lab.now(task).reason == Reason.NO_OUTPUTS
+
+
+@pytest.mark.parametrize("away", ["store", "provider"])
+def test_pictures_that_cannot_be_had_or_kept_now_leave_the_row_as_it_is(lab: Lab, away: str) -> None:
+    task = lab.running(Succeeded(outputs=[{}]))
+    if away == "store":
+        lab.store.faults.append(StorageAway("no answer"))
+    else:
+        lab.provider.plan("fetch", ProviderAway("no answer"))
+    before = all_columns(lab, task)
+
+    assert names(lab.look(task)) == []
+    assert all_columns(lab, task) == before
+
+    assert names(lab.look(task)) == ["order.completed"]
+
+
+@pytest.mark.parametrize(("away", "reason"), [("store", Reason.STORE_FAILED), ("provider", Reason.DEADLINE)])
+def test_pictures_that_could_not_be_kept_until_the_deadline_end_the_order(lab: Lab, away: str, reason: Reason) -> None:
+    task = lab.age(lab.running(Succeeded(outputs=[{}])), deadline_at=1)
+    lab.store.faults += [StorageAway("no answer")] if away == "store" else []
+    if away == "provider":
+        lab.provider.plan("fetch", ProviderAway("no answer"))
+
+    lab.look(task)
+
+    assert (lab.now(task).status, lab.now(task).reason) == (Status.FAILED, reason)
+
+
+@pytest.mark.parametrize("state", [Gone(), broken()])
+def test_a_lost_job_is_tried_again_after_a_backoff_and_charged(lab: Lab, state: JobState) -> None:
+    task = lab.running(state)
+
+    assert names(lab.look(task)) == []
+
+    row = lab.now(task)
+    assert (row.status, row.charged, row.reason, row.backend) == (Status.PENDING, 1, Reason.LOST, None)
+    assert lab.attempts(task)[0].outcome == Reason.LOST
+
+
+@pytest.mark.parametrize(
+    ("failed", "ends_as"),
+    [
+        (broken(), Reason.LOST),
+        (broken(Reason.NO_OUTPUTS), Reason.NO_OUTPUTS),
+        (broken(Reason.REJECTED), Reason.ATTEMPTS_EXHAUSTED),
+    ],
+)
+def test_an_order_whose_tries_are_used_up_fails_with_a_letter(lab: Lab, failed: Failed, ends_as: Reason) -> None:
+    task = lab.running(failed)
+    for _ in range(2):
+        lab.look(task)
+        lab.age(task, free_at=1)
+        (task,) = lab.take()
+        recorded = lab.tasks.record(task, "job", 60)
+        assert recorded is not None
+        lab.provider.finish(task, failed)
+
+    outcome = lab.look(task)
+
+    row = lab.now(task)
+    assert (row.status, row.charged, row.reason) == (Status.FAILED, 3, ends_as)
+    assert names(outcome) == ["check.dead", "order.failed"]
+    assert outcome.follow_up_of == [FollowUp(row.id, row.version)]
+
+
+def test_a_failure_that_no_retry_helps_ends_the_order_at_once(lab: Lab) -> None:
+    task = lab.running(broken(Reason.CONTENT_REJECTED, retryable=False))
+
+    assert names(lab.look(task)) == ["check.dead", "order.failed"]
+    assert lab.now(task).reason == Reason.CONTENT_REJECTED
+
+
+def test_an_execution_error_gets_one_more_attempt(lab: Lab) -> None:
+    error = broken(Reason.EXECUTION_FAILED, once=True, elsewhere=True)
+    task = lab.running(error)
+    lab.look(task)
+    assert lab.now(task).status is Status.PENDING
+    lab.age(task, free_at=1)
+    (task,) = lab.take()
+    lab.tasks.record(task, "job", 60)
+    lab.provider.finish(task, error)
+
+    lab.look(task)
+
+    assert (lab.now(task).status, lab.now(task).reason) == (Status.FAILED, Reason.EXECUTION_FAILED)
+    assert lab.now(task).attempt == 2
+
+
+def test_a_backend_that_does_not_answer_changes_nothing(lab: Lab) -> None:
+    task = lab.running(Succeeded(outputs=[{}]))
+    lab.provider.plan("check", ProviderAway("no answer"))
+
+    assert names(lab.look(task)) == []
+    assert lab.now(task).version == task.version
+
+
+def test_a_running_job_past_the_deadline_is_failed_and_cancelled(lab: Lab) -> None:
+    task = lab.age(lab.running(), deadline_at=1)
+
+    outcome = lab.look(task)
+
+    row = lab.now(task)
+    assert (row.status, row.reason) == (Status.FAILED, Reason.DEADLINE)
+    assert len(lab.provider.cancelled) == 1
+    assert names(outcome) == ["check.dead", "order.failed"]
+    assert outcome.follow_up_of == [FollowUp(row.id, row.version)]
+
+
+def test_a_submitting_row_past_the_deadline_waits_for_its_lease_and_is_then_cancelled_by_key(lab: Lab) -> None:
+    task = lab.age(lab.submitting(), deadline_at=1)
+    assert lab.look(task).then == []
+    assert lab.now(task).status is Status.SUBMITTING
+    lab.age(task, free_at=1)
+
+    outcome = lab.look(task)
+
+    assert (lab.now(task).status, lab.now(task).stage) == (Status.FAILED, "submit")
+    assert names(outcome) == ["submit.dead", "order.failed"]
+    assert [job.job_key for job in lab.provider.cancelled] == [task.job_key]
+
+
+def test_a_job_over_its_limit_is_cancelled_and_tried_elsewhere(lab: Lab) -> None:
+    task = lab.age(lab.running(), changed_at=101)
+
+    lab.look(task)
+
+    row = lab.now(task)
+    assert (row.status, row.charged, row.avoid_backend) == (Status.PENDING, 1, "gpu-1")
+    assert len(lab.provider.cancelled) == 1
+
+
+def test_a_job_that_outlives_its_cancelling_freezes_its_server_and_stays_there(lab: Lab) -> None:
+    task = lab.age(lab.running(), changed_at=101)
+    lab.provider.can_cancel = False
+    lab.look(task)
+    assert lab.health() == "up"
+    lab.age(task, changed_at=151)
+
+    lab.look(task)
+
+    assert lab.health() == "frozen"
+    assert lab.now(task).status is Status.PROCESSING
+
+
+def test_a_bug_with_one_row_fails_that_row_and_not_its_neighbours(lab: Lab) -> None:
+    poison, neighbour = lab.running(Succeeded(outputs=[{}])), lab.running(Succeeded(outputs=[{}]))
+    put = lab.store.put
+
+    def buggy(task_id: uuid.UUID, *rest: Any) -> Artifact:
+        if task_id == poison.id:
+            raise KeyError("a bug")
+        return put(task_id, *rest)
+
+    lab.store.put = buggy  # type: ignore[method-assign]
+
+    outcome = lab.look(poison, neighbour)
+
+    assert (lab.now(poison).status, lab.now(poison).reason) == (Status.FAILED, Reason.BUG)
+    assert lab.now(neighbour).status is Status.COMPLETED
+    assert sorted(names(outcome)) == ["check.dead", "order.completed", "order.failed"]
+    assert len(outcome.follow_up_of) == 2
+
+
+def test_a_job_that_breaks_the_bulk_question_is_failed_alone(lab: Lab) -> None:
+    poison, neighbour = lab.running(), lab.running(Succeeded(outputs=[{}]))
+    check = lab.provider.check
+
+    def buggy(jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:
+        if any(job.task_id == poison.id for job in jobs):
+            raise KeyError("a bug")
+        return check(jobs)
+
+    lab.provider.check = buggy  # type: ignore[method-assign]
+
+    lab.look(poison, neighbour)
+
+    assert lab.now(poison).reason == Reason.BUG
+    assert lab.now(neighbour).status is Status.COMPLETED
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (Status.COMPLETED, ["order.completed"]),
+        (Status.FAILED, ["check.dead", "order.failed"]),
+        (Status.CANCELLED, ["order.cancelled"]),
+    ],
+)
+def test_a_final_row_says_its_last_word_again_until_that_is_paid(lab: Lab, status: Status, said: list[str]) -> None:
+    task = lab.moved(lab.running(), status)
+
+    first, again = lab.look(task), lab.look(task)
+
+    assert names(first) == names(again) == said
+    assert [m.message_id for m in first.then] == [m.message_id for m in again.then]
+    assert first.follow_up_of == [FollowUp(task.id, task.version)]
+    lab.tasks.clear_due(first.follow_up_of)
+    assert lab.look(task) == Done(then=[], follow_up_of=[])
+
+
+def test_a_cancelled_order_is_not_paid_before_its_job_is_cancelled_at_the_provider(lab: Lab) -> None:
+    task = lab.tasks.cancel(lab.running().id)
+    assert task is not None
+    lab.provider.plan("cancel", ProviderAway("no answer"))
+    assert lab.look(task).follow_up_of == []
+    lab.provider.can_cancel = False
+    assert lab.look(task).follow_up_of == []
+    lab.provider.can_cancel = True
+
+    assert lab.look(task).follow_up_of == [FollowUp(task.id, task.version)]
+
+
+def test_a_cancel_owed_at_a_backend_unknown_here_stays_owed(lab: Lab) -> None:
+    task = lab.tasks.cancel(lab.running().id)
+    assert task is not None
+    lab.sql("update tasks set backend = 'gpu-2' where id = :id", id=task.id)
+
+    assert lab.look(task).follow_up_of == []
+
+
+def test_a_late_look_at_an_older_attempt_is_ignored(lab: Lab) -> None:
+    old = lab.running(Succeeded(outputs=[{}]))
+    lab.moved(old, Status.PENDING)
+    (new,) = lab.take()
+    recorded = lab.tasks.record(new, "job", 60)
+
+    assert lab.look(old) == Done(then=[], follow_up_of=[])
+    assert recorded == lab.now(old) or lab.now(old).version == new.version + 1
+    assert lab.provider.calls == []
+
+
+def test_a_row_that_waits_is_left_alone_until_its_deadline(lab: Lab) -> None:
+    task = lab.pending()
+    assert lab.look(task).then == []
+    task = lab.age(task, deadline_at=1)
+
+    assert names(lab.look(task)) == ["submit.dead", "order.failed"]
+
+
+def test_rows_nobody_knows_are_no_error(lab: Lab) -> None:
+    task = lab.running()
+    stranger = type(task)(**{f: getattr(task, f) for f in task.__slots__} | {"id": uuid.uuid4()})
+
+    assert lab.look(stranger, task) == Done(then=[], follow_up_of=[])
+
+
+@pytest.mark.parametrize("fields", [{"type": "?"}, {"body": b"?"}, {"body": b'{"pool": "comfyui", "tasks": []}'}])
+def test_a_message_that_is_no_check_is_buried(lab: Lab, fields: dict[str, Any]) -> None:
+    from shared.domain.messages import permit
+
+    message = delivered(permit("comfyui"), **{"type": "task.check.v1"} | fields)
+
+    (outcome,) = lab.check.handle([message])
+
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.reason is Reason.INVALID_MESSAGE
+
+
+def test_every_combination_of_states_in_one_message_ends_each_row_for_itself(lab: Lab) -> None:
+    states: list[JobState] = [Running(), Succeeded(outputs=[{}]), Gone(), broken(retryable=False)]
+    tasks = [lab.running(state) for state, _ in itertools.product(states, range(2))]
+
+    lab.look(*tasks)
+
+    assert [lab.now(task).status.value for task in tasks] == [
+        *["processing"] * 2,
+        *["completed"] * 2,
+        *["pending"] * 2,
+        *["failed"] * 2,
+    ]
