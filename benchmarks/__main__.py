@@ -1,0 +1,147 @@
+"""`make bench`: what darkroom costs and how quick it is, beside the naive way of doing the same. About four minutes.
+
+Private servers on free loopback ports, simulated ComfyUI servers, everything on this machine. The table goes to the
+terminal, all numbers to .local/bench.json. Rates depend on what else the machine does; CPU times and the ratio hold.
+
+    python -m benchmarks [--only naive,throughput,gpu,many] [--orders 3000]
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.gpu import measure_gpu, measure_many
+from benchmarks.orders import NotFinished
+from benchmarks.processes import NotStarted
+from benchmarks.throughput import measure_darkroom, measure_naive
+from deploy.local.problem import StackProblem
+from deploy.local.stack import ROOT, Stack
+
+_PARTS: Final = ("naive", "throughput", "gpu", "many")
+_MEMORY_AFTER: Final = 5000
+_GPU_ORDERS: Final = 160
+_IN_FLIGHT: Final = 2000
+_HOLD_SECONDS: Final = 10.0
+
+#: Row of the table: name, path into the results, unit, what is expected (None: only shown).
+_ROWS: Final[tuple[tuple[str, str, str, tuple[str, float] | None], ...]] = (
+    ("orders per second, zero-time jobs", "throughput.orders_per_second", "", None),
+    ("  naive, same job, same run", "naive.orders_per_second", "", None),
+    ("  darkroom / naive", "ratio", "x", (">=", 3.5)),
+    ("CPU per order: submitter", "throughput.cpu_ms_per_order.submitter", "ms", None),
+    ("CPU per order: poller", "throughput.cpu_ms_per_order.poller", "ms", None),
+    ("CPU per order: ops", "throughput.cpu_ms_per_order.ops", "ms", None),
+    ("CPU per order: broker", "throughput.cpu_ms_per_order.broker", "ms", None),
+    ("CPU per order: database", "throughput.cpu_ms_per_order.database", "ms", None),
+    ("CPU seconds per 1,000 orders in all", "throughput.cpu_ms_per_order_total", "s", ("<=", 3.5)),
+    ("  naive", "naive.cpu_ms_per_order_total", "s", None),
+    ("  and the simulators apart", "throughput.cpu_ms_per_order_simulators", "s", None),
+    ("  reads of ComfyUI per order", "throughput.reads_per_order", "", None),
+    ("memory after 5,000 orders: submitter", "throughput.memory_megabytes.submitter", "MB", ("<=", 150)),
+    ("memory after 5,000 orders: poller", "throughput.memory_megabytes.poller", "MB", ("<=", 150)),
+    ("memory after 5,000 orders: ops", "throughput.memory_megabytes.ops", "MB", ("<=", 150)),
+    ("GPU idle while there is work", "gpu.idle_percent", "%", ("<=", 4)),
+    ("queue depth of a server, highest", "gpu.queue_depth_max", "", ("<=", 2)),
+    ("completion noticed after, p50", "gpu.lag_p50_seconds", "s", ("<=", 0.2)),
+    ("completion noticed after, p99", "gpu.lag_p99_seconds", "s", None),
+    ("reads of ComfyUI per order", "gpu.reads_per_order", "", ("<=", 3)),
+    ("jobs made twice", "gpu.jobs_made_twice", "", ("<=", 0)),
+    ("in flight together", "many.in_flight", "", (">=", 0.98 * _IN_FLIGHT)),
+    ("  cores busy while they wait", "many.busy_cores_while_held_total", "", None),
+    ("  completion noticed after, p50", "many.lag_p50_seconds_while_held", "s", None),
+    ("  completion noticed after, longest", "many.lag_max_seconds_while_held", "s", None),
+    ("  all ended after", "many.drain_seconds", "s", None),
+    ("  longest wait to be noticed meanwhile", "many.lag_max_seconds_while_draining", "s", None),
+    ("  peak memory: submitter", "many.peak_memory_megabytes.submitter", "MB", ("<=", 150)),
+    ("  peak memory: poller", "many.peak_memory_megabytes.poller", "MB", ("<=", 150)),
+    ("  jobs made twice", "many.jobs_made_twice", "", ("<=", 0)),
+)
+
+
+def main() -> int:
+    arguments = _parser().parse_args()
+    only = arguments.only.split(",")
+    console = Console()
+    folder = ROOT / ".local" / "bench"
+    stack = Stack(folder, say=lambda text: console.print(f"[dim]{text}[/dim]"))
+    stack.down(wipe=True)  # what an interrupted run left
+    shutil.rmtree(folder, ignore_errors=True)
+    measured: dict[str, Callable[[], dict[str, Any]]] = {
+        "naive": lambda: measure_naive(stack, folder, max(100, arguments.orders // 3)),
+        "throughput": lambda: measure_darkroom(
+            stack, folder, arguments.orders, _MEMORY_AFTER * (arguments.orders >= 3000)
+        ),
+        "gpu": lambda: measure_gpu(stack, folder, _GPU_ORDERS),
+        "many": lambda: measure_many(stack, folder, _IN_FLIGHT, _HOLD_SECONDS),
+    }
+    results: dict[str, Any] = {}
+    began = time.monotonic()
+    try:
+        stack.up()
+        for name in only:
+            console.print(f"[dim]measuring: {name}[/dim]")
+            results[name] = measured[name]()
+    finally:
+        stack.down(wipe=True)
+    if "naive" in results and "throughput" in results:
+        results["ratio"] = results["throughput"]["orders_per_second"] / results["naive"]["orders_per_second"]
+    if "gpu" in results:
+        results["gpu"]["idle_percent"] = 100 * results["gpu"]["idle_share"]
+    results["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}
+    results["seconds"] = time.monotonic() - began
+    target = ROOT / ".local" / "bench.json"
+    target.write_text(json.dumps(results, indent=2) + "\n")
+    console.print(_table(results))
+    others = [results[name]["busy_cores_of_others"] for name in only if "busy_cores_of_others" in results[name]]
+    if others:
+        console.print(f"Other processes kept {max(others):.1f} of {os.cpu_count()} cores busy meanwhile.")
+    console.print(f"All numbers: {target.relative_to(ROOT)}, logs: {folder.relative_to(ROOT)}/*/*.log")
+    return 0
+
+
+def _table(results: Mapping[str, Any]) -> Table:
+    table = Table("measured", "value", "expected", title="darkroom bench")
+    table.columns[1].justify = table.columns[2].justify = "right"
+    for name, path, unit, expected in _ROWS:
+        value = _at(results, path)
+        if value is None:
+            continue
+        text = f"{value:.{0 if value == int(value) or value >= 100 else 1 if value >= 20 else 2}f} {unit}".strip()
+        if expected is not None:
+            sign, limit = expected
+            is_met = value >= limit if sign == ">=" else value <= limit
+            text = text if is_met else f"[red]{text}[/red]"
+        table.add_row(name, text, f"{expected[0]} {expected[1]:g}" if expected else "")
+    return table
+
+
+def _at(results: Mapping[str, Any], path: str) -> float | None:
+    found: Any = results
+    for step in path.split("."):
+        found = found.get(step) if isinstance(found, Mapping) else None
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", default=",".join(_PARTS), help="parts, separated by commas")
+    parser.add_argument("--orders", type=int, default=3000, help="orders whose throughput is measured")
+    return parser
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (StackProblem, NotStarted, NotFinished) as problem:
+        sys.exit(str(problem))
+    except KeyboardInterrupt:
+        sys.exit(130)
