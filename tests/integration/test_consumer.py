@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from pika.exceptions import ChannelClosedByBroker
 
 from deploy.local import Stack
 from shared.domain.errors import DatabaseAway
@@ -375,8 +376,6 @@ def test_a_queue_deleted_under_the_consumer_is_declared_and_consumed_again(lab: 
 
 
 def exists(lab: BrokerLab) -> bool:
-    from pika.exceptions import ChannelClosedByBroker
-
     try:
         lab.depth()
     except ChannelClosedByBroker:
@@ -437,16 +436,3 @@ def test_after_many_bugs_in_a_row_the_queue_is_left_to_others(lab: BrokerLab) ->
 
     eventually(lambda: lab.depth("orders.dead") + lab.depth() == 12 and idle(broker), within=20)
     assert 3 <= lab.depth("orders.dead") <= 4
-
-
-def test_several_threads_share_one_queue(lab: BrokerLab) -> None:
-    names = set()
-
-    def answer(_: Any) -> Outcome:
-        names.add(threading.current_thread().name)
-        return Done()
-
-    broker = lab.broker(Handler(answer), batch=1, threads=4)
-    lab.put(*range(20))
-
-    eventually(lambda: len(names) >= 2 and idle(broker) and lab.depth() == 0, within=10)
