@@ -1,0 +1,167 @@
+"""The watcher of a ComfyUI: its events bring a look forward, and it says whether the server is there."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from services.poller.watch import Watch, _queue_remaining
+from shared.database.leader import Leader
+from shared.providers.comfyui import ComfyUI
+from shared.providers.inputs import Pictures
+from tests.factories import POOL, Rows
+from tests.integration.comfyui_lab import QUICK, WORKFLOWS, Lab, a_job, running_lab
+from tests.servers import free_port
+from tests.waiting import eventually
+
+
+@pytest.fixture(scope="module")
+def simulator() -> Iterator[Lab]:
+    with running_lab("modern") as lab:
+        yield lab
+
+
+@pytest.fixture
+def rows(database_url: str, simulator: Lab) -> Iterator[Rows]:
+    simulator.begin()
+    rows = Rows(database_url, threads=10)
+    yield rows
+    rows.close()
+
+
+class Watching:
+    """One watcher of one server in a thread of its own."""
+
+    def __init__(self, rows: Rows, provider: ComfyUI, url: str) -> None:
+        rows.slots.sync([("gpu-1", POOL, "comfyui", url, 2, 60.0)])
+        self.hints: list[str] = []
+        self.leader = Leader(rows.engine)
+        self.stopping = threading.Event()
+        watch = Watch(
+            rows.slots.backends()[0],
+            provider,
+            rows.slots,
+            self.leader,
+            hint=self.hints.append,
+            stopping=self.stopping,
+        )
+        self.thread = threading.Thread(target=watch.run)
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.thread.join(10)
+        self.leader.close()
+
+
+@contextlib.contextmanager
+def watching(rows: Rows, simulator: Lab, url: str | None = None) -> Iterator[Watching]:
+    provider = simulator.adapter if url is None else ComfyUI("gpu-1", url, WORKFLOWS, Pictures(), timings=QUICK)
+    watcher = Watching(rows, provider, url or simulator.url)
+    watcher.thread.start()
+    try:
+        yield watcher
+    finally:
+        watcher.stop()
+
+
+def health(rows: Rows) -> str:
+    return rows.slots.backends()[0].health
+
+
+def submitted(simulator: Lab) -> None:
+    simulator.adapter.submit(simulator.adapter.prepare(a_job()))
+
+
+def becomes(rows: Rows, wanted: str) -> Callable[[], bool]:
+    return lambda: health(rows) == wanted
+
+
+def test_a_job_that_ended_brings_its_look_forward(rows: Rows, simulator: Lab) -> None:
+    with watching(rows, simulator) as watcher:
+        eventually(lambda: watcher.hints == ["gpu-1"], within=10, what="a new connection is a hint")
+
+        submitted(simulator)
+
+        eventually(lambda: len(watcher.hints) >= 2, within=10, what="the queue got shorter")
+
+
+def test_a_server_that_restarts_is_followed_again(rows: Rows, simulator: Lab) -> None:
+    with watching(rows, simulator) as watcher:
+        eventually(lambda: watcher.hints, within=10)
+        before = len(watcher.hints)
+
+        simulator.restart()
+
+        eventually(lambda: len(watcher.hints) > before and health(rows) == "up", within=15)
+
+
+def test_a_server_that_is_not_there_is_down(rows: Rows, simulator: Lab) -> None:
+    with watching(rows, simulator, f"http://127.0.0.1:{free_port()}") as watcher:
+        eventually(becomes(rows, "down"), within=10)
+        assert watcher.hints == []
+
+
+def test_a_server_that_went_away_is_down_and_up_again_when_it_is_back(rows: Rows, simulator: Lab) -> None:
+    with watching(rows, simulator) as watcher:
+        eventually(lambda: watcher.hints, within=10)
+        starts = simulator.stats()["starts"]
+
+        simulator.faults(restart={"down_seconds": 2})
+
+        eventually(becomes(rows, "down"), within=10)
+        eventually(becomes(rows, "up"), within=15)
+        assert simulator.stats()["starts"] > starts
+
+
+def test_a_server_called_down_by_a_submitter_is_up_again_although_the_socket_never_broke(
+    rows: Rows, simulator: Lab
+) -> None:
+    with watching(rows, simulator) as watcher:
+        eventually(lambda: watcher.hints, within=10)
+
+        rows.slots.set_health("gpu-1", "down", "one connection timed out", only_from="up")
+
+        eventually(becomes(rows, "up"), within=20)
+
+
+def test_a_frozen_server_stays_frozen_until_it_was_restarted(rows: Rows, simulator: Lab) -> None:
+    with watching(rows, simulator) as watcher:
+        eventually(lambda: watcher.hints, within=10)
+        rows.slots.set_health("gpu-1", "frozen", "a job cannot be cancelled")
+        submitted(simulator)  # it answers and tells its queue all the same
+        eventually(lambda: len(watcher.hints) >= 2, within=10)
+        assert health(rows) == "frozen"
+
+        simulator.restart()
+
+        eventually(becomes(rows, "up"), within=15)
+
+
+def test_of_two_pollers_one_listens_until_it_goes(rows: Rows, simulator: Lab) -> None:
+    with watching(rows, simulator) as first:
+        eventually(lambda: first.hints, within=10)
+        with watching(rows, simulator) as second:
+            submitted(simulator)
+            eventually(lambda: len(first.hints) >= 2, within=10)
+            assert second.hints == []
+
+            first.stop()
+
+            eventually(lambda: second.hints, within=10, what="the other one took over")
+
+
+@pytest.mark.parametrize(
+    ("text", "remaining"),
+    [
+        ('{"type": "status", "data": {"status": {"exec_info": {"queue_remaining": 3}}}}', 3),
+        ('{"type": "status", "data": {"sid": "x"}}', None),
+        ('{"type": "executing", "data": null}', None),
+        ('{"type": "status", "data": null}', None),
+        ("[]", None),
+        ("not json", None),
+        (b"\x00\x00\x00\x01preview", None),
+    ],
+)
+def test_only_a_status_message_tells_the_length_of_the_queue(text: str | bytes, remaining: int | None) -> None:
+    assert _queue_remaining(text) == remaining
