@@ -22,7 +22,9 @@ from shared.domain.errors import Outage
 log = logging.getLogger(__name__)
 
 _RECONNECT_SECONDS: Final = 1.0
-_RECEIVE_SECONDS: Final = 5.0
+_CONNECT_SECONDS: Final = 5.0
+#: How long a silent socket is waited for before anything else has its turn: a SIGTERM, the lead, the server's health.
+_RECEIVE_SECONDS: Final = 1.0
 #: A submitter that found the server unreachable writes `down`; while the socket lives nobody else would take that back.
 _ALIVE_SECONDS: Final = 5.0
 #: Several jobs that end together, and the moment until the history shows them, become one check.
@@ -72,7 +74,7 @@ class Watch:
 
     def _listen(self) -> None:
         try:
-            socket = websocket.create_connection(self._url + uuid.uuid4().hex, timeout=_RECEIVE_SECONDS)
+            socket = websocket.create_connection(self._url + uuid.uuid4().hex, timeout=_CONNECT_SECONDS)
         except (OSError, websocket.WebSocketException) as error:
             # No websocket is not yet no server: a proxy may not let it through.
             if not self._is_alive() and self._slots.set_health(self._name, "down", str(error)):
@@ -83,6 +85,7 @@ class Watch:
             if self._slots.set_health(self._name, "up"):
                 log.info("backend health changed", extra={"backend": self._name, "health": "up"})
             self._hint(self._name)
+            socket.settimeout(_RECEIVE_SECONDS)
             self._follow(socket)
         except (OSError, websocket.WebSocketException) as error:
             log.info("websocket gone", extra={"backend": self._name, "why": str(error)})
