@@ -20,8 +20,9 @@ PRIORITIES: Final = (Priority.NORMAL, Priority.HIGH)
 
 
 def task_of(row: sa.Row[Any], *, taken_over: bool = False) -> Task:
-    """The Task in a row that was selected with TASK."""
-    values = {name: row._mapping[name] for name in _FIELDS}
+    """The Task in a row whose select list ends with TASK."""
+    # TASK is the last thing that is selected; by name each column would be looked up anew for every row.
+    values = dict(zip(_FIELDS, row[-len(_FIELDS) :], strict=True))
     values["status"] = Status(values["status"])
     values["priority"] = PRIORITIES[values["priority"]]
     return Task(**values, taken_over=taken_over)

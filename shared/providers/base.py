@@ -1,7 +1,7 @@
 """What a provider can do for us, and how it answers: submit, check, fetch."""
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, Self
 
@@ -117,6 +117,12 @@ class Provider(Protocol):
 
     def check(self, jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:
         """The state of each job, by job_key: one bulk call, single reads for the absent. Raises ProviderAway."""
+
+    def ended(self, ours: Callable[[Sequence[str]], Sequence[Job]]) -> Mapping[uuid.UUID, JobState]:
+        """The states of jobs that ended lately, by job_key, however many are running. Raises ProviderAway.
+
+        ours -- given provider job ids, the jobs among them that somebody still waits for
+        """
 
     def fetch(self, job: Job, outputs: Sequence[Mapping[str, Any]]) -> Iterator[BinaryIO]:
         """The pictures, streamed into spooled files.

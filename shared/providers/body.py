@@ -4,18 +4,22 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
-import requests
+import urllib3
 
 _PIECE: Final = 64 * 1024
 
 
-def pieces(response: requests.Response, ends: float) -> Iterator[bytes]:
-    """What has arrived, as it arrives. Raises requests.ReadTimeout past `ends` (monotonic).
+class TooSlow(urllib3.exceptions.HTTPError):
+    """The body had not ended when its time was up, however steadily it came."""
 
-    Not `iter_content`: it waits until a piece is full, and a server that sends one byte at a time keeps it waiting past
-    every time-out. A body that ends before its Content-Length raises an exception of urllib3.
+
+def pieces(response: urllib3.BaseHTTPResponse, ends: float) -> Iterator[bytes]:
+    """What has arrived, as it arrives. Raises TooSlow past `ends` (monotonic), else what urllib3 raises.
+
+    Not `stream`: it waits until a piece is full, and a server that sends one byte at a time keeps it waiting past every
+    time-out. A body that ends before its Content-Length raises too.
     """
-    while piece := response.raw.read1(_PIECE, decode_content=True):
+    while piece := response.read1(_PIECE, decode_content=True):
         yield piece
         if time.monotonic() > ends:
-            raise requests.ReadTimeout("the answer did not end in time")
+            raise TooSlow("the answer did not end in time")

@@ -12,7 +12,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final, cast
 
 from shared.domain.errors import (
@@ -218,6 +218,9 @@ class ComfyUI:
 
     def check(self, jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:
         return self._looks.states(jobs)
+
+    def ended(self, ours: Callable[[Sequence[str]], Sequence[Job]]) -> Mapping[uuid.UUID, JobState]:
+        return self._looks.ended(ours)
 
     def queue_remaining(self) -> int:
         """Jobs running and waiting, ours and others'. Raises ProviderAway."""

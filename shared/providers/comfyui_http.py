@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
+from urllib.parse import urlencode
 
-import requests
-import urllib3.exceptions
+import urllib3
 
 from shared.domain.errors import ProviderAway
-from shared.providers.body import pieces
+from shared.providers.body import TooSlow, pieces
 
 #: Called once per HTTP call with (operation, result, seconds).
 #: operation: submit, poll, download, cancel, health, upload
@@ -26,6 +26,10 @@ Observe = Callable[[str, str, float], None]
 
 #: Largest JSON answer read. A queue of 2 000 graphs is 5 MB.
 _MAX_JSON_BYTES: Final = 64 * 2**20
+_KEPT_CONNECTIONS: Final = 32
+_HEADERS: Final = {"User-Agent": "darkroom", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
+#: Nothing is repeated, nothing is followed, the body is read piece by piece.
+_AS_IT_IS: Final[Mapping[str, Any]] = {"retries": False, "redirect": False, "preload_content": False}
 
 
 class NoConnection(ProviderAway):
@@ -75,10 +79,17 @@ class Answer:
 
 
 class Server:
-    """The calls of one server, from any thread: requests promises no such thing for a Session, so each has its own."""
+    """The calls of one server, from any thread.
+
+    urllib3 itself and not requests: the same connections, at half the CPU time per call (docs/decisions/0006).
+    """
 
     def __init__(self, url: str, timings: Timings, observe: Observe, on_lost: Callable[[], None]) -> None:
-        self._url = url.rstrip("/")
+        parts = urllib3.util.parse_url(url)
+        self._base = (parts.path or "").rstrip("/")
+        self._kept = _pool(parts)
+        #: Never holds a connection, since each call closes its own.
+        self._once = _pool(parts)
         self._timings = timings
         self._observe = observe
         self._on_lost = on_lost  # the server may come back as another version
@@ -114,17 +125,16 @@ class Server:
         the settling time for nothing. A new connection costs 0.3 ms on loopback.
         """
         headers = {"Content-Type": "application/json", "Connection": "close"}
-        with _new_session() as session:
-            return self._json(
-                "POST", path, operation, read=self._timings.submit_read, session=session, data=data, headers=headers
-            )
+        return self._json(
+            "POST", path, operation, read=self._timings.submit_read, pool=self._once, body=data, headers=headers
+        )
 
     def upload(self, filename: str, content: bytes, fields: Mapping[str, str]) -> Answer:
         """POST /upload/image. The same bytes under the same name are stored once."""
-        files = {"image": (filename, content, "image/png")}
-        return self._json(
-            "POST", "/upload/image", "upload", read=self._timings.upload_read, files=files, data=dict(fields)
-        )
+        form: dict[str, str | tuple[str, bytes, str]] = {**fields, "image": (filename, content, "image/png")}
+        body, content_type = urllib3.encode_multipart_formdata(form)
+        headers = {"Content-Type": content_type}
+        return self._json("POST", "/upload/image", "upload", read=self._timings.upload_read, body=body, headers=headers)
 
     def exists(self, params: Mapping[str, str]) -> bool:
         """Whether a complete PNG lies there. A crash can leave half a file, which does not end in IEND."""
@@ -134,8 +144,8 @@ class Server:
         if head.status != 200:
             raise BadAnswer(f"HEAD /view: HTTP {head.status}")
         with self._open("/view", "poll", params, read=self._timings.read, headers={"Range": "bytes=-12"}) as response:
-            if response.status_code not in (200, 206):
-                raise BadAnswer(f"GET /view of the last bytes: HTTP {response.status_code}")
+            if response.status not in (200, 206):
+                raise BadAnswer(f"GET /view of the last bytes: HTTP {response.status}")
             tail = b""
             for chunk in pieces(response, time.monotonic() + self._timings.view_limit):
                 tail = (tail + chunk)[-12:]
@@ -144,10 +154,10 @@ class Server:
     def download(self, params: Mapping[str, str], target: BinaryIO, max_bytes: int) -> int | None:
         """Write a file into `target` and return its size; None when it is gone. Raises ValueError above `max_bytes`."""
         with self._open("/view", "download", params, read=self._timings.view_read) as response:
-            if response.status_code == 404:
+            if response.status == 404:
                 return None
-            if response.status_code != 200:
-                raise BadAnswer(f"GET /view: HTTP {response.status_code}")
+            if response.status != 200:
+                raise BadAnswer(f"GET /view: HTTP {response.status}")
             size = 0
             for chunk in pieces(response, time.monotonic() + self._timings.view_limit):
                 size += len(chunk)
@@ -163,30 +173,32 @@ class Server:
         operation: str,
         *,
         read: float,
-        session: requests.Session | None = None,
+        pool: urllib3.HTTPConnectionPool | None = None,
+        params: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
         **more: Any,
     ) -> Answer:
         connect, read = self._patience(read)
         ends = time.monotonic() + connect + read
         with self._call(operation) as call, self._translated(method, path):
-            response = (session or self._session()).request(
+            response = (pool or self._kept).request(
                 method,
-                self._url + path,
-                timeout=(connect, read),
-                allow_redirects=False,
-                stream=True,
+                self._target(path, params),
+                headers={**_HEADERS, **(headers or {})},
+                timeout=urllib3.Timeout(connect=connect, read=read),
+                **_AS_IT_IS,
                 **more,
             )
-            with response:
+            with _released(response):
                 raw = bytearray()
                 for chunk in pieces(response, ends):
                     raw += chunk
                     if len(raw) > _MAX_JSON_BYTES:
                         raise BadAnswer(f"{method} {path}: more than {_MAX_JSON_BYTES} bytes")
             body = _decoded(bytes(raw))
-            call.result = _result(response.status_code, is_readable=body is not None or not raw)
+            call.result = _result(response.status, is_readable=body is not None or not raw)
             return Answer(
-                response.status_code, body, raw[:500].decode("utf-8", "replace"), response.headers.get("Retry-After")
+                response.status, body, raw[:500].decode("utf-8", "replace"), response.headers.get("Retry-After")
             )
 
     @contextmanager
@@ -197,22 +209,23 @@ class Server:
         params: Mapping[str, str],
         *,
         read: float,
-        headers: dict[str, str] | None = None,
-    ) -> Iterator[requests.Response]:
-        with (
-            self._call(operation) as call,
-            self._translated("GET", path),
-            self._session().get(
-                self._url + path,
-                params=dict(params),
-                headers={"Accept-Encoding": "identity", **(headers or {})},
-                timeout=self._patience(read),
-                allow_redirects=False,
-                stream=True,
-            ) as response,
-        ):
-            call.result = _result(response.status_code, is_readable=True)
-            yield response
+        headers: Mapping[str, str] | None = None,
+    ) -> Iterator[urllib3.BaseHTTPResponse]:
+        connect, read = self._patience(read)
+        with self._call(operation) as call, self._translated("GET", path):
+            response = self._kept.request(
+                "GET",
+                self._target(path, params),
+                headers={**_HEADERS, "Accept-Encoding": "identity", **(headers or {})},
+                timeout=urllib3.Timeout(connect=connect, read=read),
+                **_AS_IT_IS,
+            )
+            with _released(response):
+                call.result = _result(response.status, is_readable=True)
+                yield response
+
+    def _target(self, path: str, params: Mapping[str, str] | None) -> str:
+        return self._base + path + (f"?{urlencode(params)}" if params else "")
 
     def _patience(self, read: float) -> tuple[float, float]:
         """Connect and read time-out. A call can be silent three times: connecting, before its headers, in its body."""
@@ -223,12 +236,6 @@ class Server:
         if third <= 0:
             raise NoConnection("no time is left for another call")
         return min(self._timings.connect, third), min(read, third)
-
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:
-            session = self._local.session = _new_session()
-        return session
 
     @contextmanager
     def _call(self, operation: str) -> Iterator["_Call"]:
@@ -253,21 +260,21 @@ class Server:
 
     @contextmanager
     def _translated(self, method: str, path: str) -> Iterator[None]:
-        """Which exception of requests means what; measured with requests 2.34 against broken sockets."""
+        """Which exception of urllib3 means what; measured with urllib3 2.8 against broken sockets."""
         where = f"{method} {path}"
         try:
             yield
-        except requests.ConnectTimeout as error:
+        except urllib3.exceptions.NewConnectionError as error:  # refused, or no such host
+            self._on_lost()
+            raise NoConnection(f"{where}: no connection") from error
+        except urllib3.exceptions.ConnectTimeoutError as error:
             self._on_lost()
             raise NoConnection(f"{where}: no connection within {self._timings.connect} s") from error
-        except (requests.Timeout, urllib3.exceptions.ReadTimeoutError) as error:
+        except (urllib3.exceptions.TimeoutError, TooSlow) as error:
             raise _Silence(f"{where}: no answer in time") from error
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except urllib3.exceptions.HTTPError as error:
             self._on_lost()
-            reason = getattr(error.args[0], "reason", None) if error.args else None
-            if isinstance(reason, urllib3.exceptions.NewConnectionError):  # refused, or no such host
-                raise NoConnection(f"{where}: no connection") from error
-            if isinstance(error, requests.ConnectionError) and _is_silence(error):
+            if any(isinstance(part, TimeoutError) for part in error.args):  # while a large body was sent
                 raise _Silence(f"{where}: no answer in time") from error
             raise _BrokenConnection(f"{where}: connection lost ({type(error).__name__})") from error
 
@@ -285,18 +292,19 @@ class _Call:
     result: str = "other"
 
 
-def _new_session() -> requests.Session:
-    session = requests.Session()  # its adapters repeat nothing: max_retries is 0
-    session.trust_env = False  # no proxy and no .netrc of the environment
-    session.headers["User-Agent"] = "darkroom"
-    return session
+def _pool(url: urllib3.util.Url) -> urllib3.HTTPConnectionPool:
+    """Connections to one server; more threads than it keeps connections for open and close their own."""
+    kind = urllib3.HTTPSConnectionPool if url.scheme == "https" else urllib3.HTTPConnectionPool
+    return kind(url.host or "", url.port, maxsize=_KEPT_CONNECTIONS)
 
 
-def _is_silence(error: requests.ConnectionError) -> bool:
-    """A time-out while reading a body or sending a large one comes as a ConnectionError around it."""
-    cause = error.args[0] if error.args else None
-    parts = [cause, *getattr(cause, "args", ())]
-    return any(isinstance(part, urllib3.exceptions.ReadTimeoutError | TimeoutError) for part in parts)
+@contextmanager
+def _released(response: urllib3.BaseHTTPResponse) -> Iterator[None]:
+    """A body read to its end has gone back to the pool already; the connection of any other is of no use any more."""
+    try:
+        yield
+    finally:
+        response.close()
 
 
 def _decoded(raw: bytes) -> Any:

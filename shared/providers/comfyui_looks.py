@@ -6,10 +6,12 @@ still sit in a socket buffer, a finished job reaches the history a moment late, 
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
+
+from pydantic import ValidationError
 
 from shared.providers.base import Gone, Job, JobState, Running, Succeeded
 from shared.providers.comfyui_answers import (
@@ -25,6 +27,11 @@ from shared.providers.comfyui_answers import (
 from shared.providers.comfyui_http import BadAnswer, Server
 from shared.providers.workflow import Workflows
 
+#: History entries read after a hint, and how many more when all of those were ours. One holds its whole graph: 4 kB to
+#: some 10 kB each, 77 ms for a thousand.
+_FIRST_LOOK_BACK: Final = 8
+_LOOK_BACK_FACTOR: Final = 8
+_MOST_ENTRIES: Final = 512
 #: The first version whose POST /interrupt heeds `prompt_id`; older ones kill whatever runs.
 _INTERRUPTS_BY_ID: Final = (0, 3, 56)
 
@@ -60,6 +67,21 @@ class Looks:
         time.sleep(self._settle)
         return self.states([job])[job.job_key]
 
+    def ended(self, ours: Callable[[Sequence[str]], Sequence[Job]]) -> dict[uuid.UUID, JobState]:
+        """The states of our jobs among those that ended last; looks further back while all it sees are ours."""
+        found: dict[uuid.UUID, JobState] = {}
+        seen: set[str] = set()
+        most = _FIRST_LOOK_BACK
+        while True:
+            entries = self._latest(most)
+            new = [prompt_id for prompt_id in entries if prompt_id not in seen]
+            jobs = ours(new) if new else []
+            found |= {job.job_key: self._state_of_entry(entries[_id(job)], job) for job in jobs}
+            if len(jobs) < len(new) or len(entries) < most or most >= _MOST_ENTRIES:
+                return found
+            seen.update(new)
+            most = min(_MOST_ENTRIES, most * _LOOK_BACK_FACTOR)
+
     def row(self, prompt_id: str) -> Running | None:
         """Whether it waits or runs right now; None when it does neither."""
         return self._active().get(prompt_id)
@@ -86,9 +108,10 @@ class Looks:
             return {}
         found: dict[uuid.UUID, JobState] = {}
         active = self._active() if len(jobs) > 1 or not self._modern() else {}
+        ended = self._ended_of([job for job in jobs if _id(job) not in active])
         for job in jobs:
             try:
-                state = active.get(_id(job)) or self._single(job)
+                state = active.get(_id(job)) or ended.get(job.job_key) or self._single(job)
             except BadAnswer:
                 if len(jobs) == 1:
                     raise
@@ -96,6 +119,31 @@ class Looks:
             if state is not None:
                 found[job.job_key] = state
         return found
+
+    def _ended_of(self, jobs: Sequence[Job]) -> dict[uuid.UUID, JobState]:
+        """Those among the last entries of the history; older ones are asked for one by one."""
+        if len(jobs) < 2:
+            return {}
+        try:
+            entries = self._latest(min(_MOST_ENTRIES, len(jobs) + _FIRST_LOOK_BACK))
+        except BadAnswer:
+            return {}
+        return {job.job_key: self._state_of_entry(entries[_id(job)], job) for job in jobs if _id(job) in entries}
+
+    def _latest(self, most: int) -> Mapping[str, Any]:
+        """The last entries of the history, by prompt id. Each holds its graph, so never ask without a limit."""
+        answer = self._server.get("/history", "poll", {"max_items": str(most)})
+        if answer.status != 200 or not isinstance(answer.body, dict):
+            raise BadAnswer(f"GET /history: HTTP {answer.status}, not an answer of ComfyUI")
+        return answer.body
+
+    def _state_of_entry(self, entry: Any, job: Job) -> JobState:
+        """What a history entry says. One that we do not understand is running, as in `_round`."""
+        try:
+            finished = Finished.model_validate(entry)
+        except ValidationError:
+            return Running()
+        return state_of_finished(finished.outputs, finished.status, self._workflows.expected_counts(job))
 
     def _active(self) -> dict[str, Running]:
         """Everything queued or running, by prompt id. A poisoned entry makes /api/jobs fail; /queue still works."""

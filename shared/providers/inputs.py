@@ -133,7 +133,7 @@ class Pictures:
         if announced.isdecimal() and int(announced) > self._max_bytes:
             raise InputUnavailable(self._too_large())
         body = bytearray()
-        for piece in pieces(response, ends):
+        for piece in pieces(response.raw, ends):
             body += piece
             if len(body) > self._max_bytes:
                 raise InputUnavailable(self._too_large())

@@ -192,7 +192,8 @@ def test_one_unreadable_entry_does_not_hide_its_neighbours(lab: Lab) -> None:
     odd, good = a_job(), a_job()
     submitted(lab, odd, good)
     lab.ended(odd, good)
-    lab.faults(garbage={"paths": [f"/api/jobs/{odd.job_key}", f"/history/{odd.job_key}"], "kind": "html"})
+    unreadable = [f"/api/jobs/{odd.job_key}", f"/history/{odd.job_key}", "/history"]
+    lab.faults(garbage={"paths": unreadable, "kind": "html"})
     states = lab.adapter.check([odd, good])
     assert states[odd.job_key] == Running()
     assert isinstance(states[good.job_key], Succeeded)
