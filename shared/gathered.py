@@ -56,6 +56,8 @@ class Gathered(Generic[Item, Answer]):
     def _do(self, batch: Sequence[_Waiting[Item, Answer]]) -> None:
         try:
             answers = self._work([waiting.item for waiting in batch])
+            if len(answers) != len(batch):
+                raise RuntimeError(f"{len(answers)} answers for {len(batch)} items")
         except self._passes as error:
             for waiting in batch:
                 waiting.error, waiting.is_done = error, True

@@ -79,6 +79,10 @@ def a_check(*rows: Task) -> Delivery:
     return delivered(check(POOL, CheckTasks(pool=POOL, tasks=refs)), queue="check.comfyui")
 
 
+def a_hint(backend: str) -> Delivery:
+    return delivered(check(POOL, CheckTasks(pool=POOL, backend=backend, via="push")), queue="check.comfyui")
+
+
 def a_picture(colour: str = "red") -> BinaryIO:
     file = io.BytesIO()
     Image.new("RGB", (8, 8), colour).save(file, "PNG")
@@ -224,6 +228,13 @@ class FakeProvider:
         for job in jobs:
             self._step("check", job)
         return {job.job_key: self.jobs.get(job.job_key, Gone()) for job in jobs}
+
+    def ended(self, ours: Callable[[Sequence[str]], Sequence[Job]]) -> Mapping[uuid.UUID, JobState]:
+        over = {str(key): state for key, state in self.jobs.items() if not isinstance(state, Running)}
+        found = ours(list(over))
+        for job in found:
+            self._step("ended", job)
+        return {job.job_key: over[str(job.job_key)] for job in found}
 
     def fetch(self, job: Job, outputs: Sequence[Mapping[str, Any]]) -> Iterator[BinaryIO]:
         for _ in outputs:

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from functools import partial
 
 from services.poller.check import Check
 from services.poller.schedule import Schedule
@@ -10,13 +11,18 @@ from shared.broker.broker import Broker
 from shared.broker.consumer import Subscription
 from shared.broker.topology import check_queue
 from shared.database.leader import Leader
+from shared.database.slots import Backend
 from shared.domain.errors import Outage
+from shared.observe.logs import ContextPool
 from shared.service import run, start
 from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
 
 _CHECK_THREADS = 4
+#: Jobs looked at together, over all check messages in hand: their pictures are fetched side by side and their moves
+#: share a transaction.
+_ROW_THREADS = 16
 
 
 def main() -> None:
@@ -34,6 +40,7 @@ def main() -> None:
         max_run_seconds={row.name: row.max_run_seconds for row in rows},
         frozen_after_seconds=settings.frozen_after_seconds,
         metrics=service.metrics,
+        threads=ContextPool(_ROW_THREADS, thread_name_prefix="check-row"),
     )
     broker = Broker(
         settings.amqp_urls,
@@ -64,17 +71,17 @@ def main() -> None:
     )
     leader = Leader(service.engine)
 
-    def hint(backend: str) -> None:
+    def hint(backend: Backend) -> None:
         try:
-            schedule.look_now([backend])
+            schedule.look_now(backend.pool, backend.name)
         except Outage as error:  # a hint may be lost: the rows come due anyway
-            log.info("hint lost", extra={"backend": backend, "why": str(error)})
+            log.info("hint lost", extra={"backend": backend.name, "why": str(error)})
 
     service.watch(broker)
     server = service.serve_health()
     broker.start()
     watches = [
-        Watch(row, providers[row.name], service.slots, leader, hint=hint, stopping=service.stopping)
+        Watch(row, providers[row.name], service.slots, leader, hint=partial(hint, row), stopping=service.stopping)
         for row in rows
         if row.adapter == "comfyui"
     ]

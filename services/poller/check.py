@@ -1,6 +1,7 @@
 """Looks at rows that are due: asks the provider once for many jobs, keeps their pictures, moves, pays what is owed."""
 
 import logging
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from shared.database.moves import Change
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
-from shared.domain.errors import ProviderAway, ProviderRejected, StorageAway
+from shared.domain.errors import Outage, ProviderAway, ProviderRejected, StorageAway
 from shared.domain.messages import (
     TASK_CHECK,
     Artifact,
@@ -24,7 +25,8 @@ from shared.domain.messages import (
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Outcome
 from shared.domain.retry import Bug, RetryPolicy, tried
 from shared.domain.task import Reason, Stage, Status, Task
-from shared.observe.logs import bound
+from shared.gathered import Gathered
+from shared.observe.logs import ContextPool, bound
 from shared.observe.metrics import Metrics
 from shared.pictures import BrokenPicture
 from shared.providers.base import Failed, Gone, Job, JobState, Provider, Running, Succeeded
@@ -38,16 +40,45 @@ _OWN_END: Final = frozenset({Reason.LOST, Reason.NO_OUTPUTS, Reason.EXECUTION_FA
 
 @dataclass(slots=True)
 class _Found:
-    """What a message's rows add up to."""
+    """What a message's rows add up to; several threads add to it, and adding to a list is one step."""
 
     then: list[Message] = field(default_factory=list)
     paid: list[FollowUp] = field(default_factory=list)
+
+
+class _Looking:
+    """One look per backend at a time; whoever comes meanwhile makes the one under way look once more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._again: dict[str, bool] = {}
+
+    def begin(self, backend: str) -> bool:
+        """False: somebody is looking, and will look again."""
+        with self._lock:
+            is_free = backend not in self._again
+            self._again[backend] = not is_free
+            return is_free
+
+    def end(self, backend: str) -> bool:
+        """False: look once more."""
+        with self._lock:
+            if self._again[backend]:
+                self._again[backend] = False
+                return False
+            del self._again[backend]
+            return True
+
+    def give_up(self, backend: str) -> None:
+        with self._lock:
+            del self._again[backend]
 
 
 class Check:
     """Handler of check.<pool>. A check that finds a job still running writes nothing.
 
     max_run_seconds      -- by backend: longest run of one job
+    threads              -- for looking at the rows of a message side by side
     frozen_after_seconds -- a job that outlives its cancelling by so long means the server's worker is dead
     """
 
@@ -62,8 +93,12 @@ class Check:
         max_run_seconds: Mapping[str, float],
         frozen_after_seconds: float,
         metrics: Metrics,
+        threads: ContextPool,
     ) -> None:
         self._tasks = tasks
+        self._move = Gathered(tasks.move_each, passes=(Outage,))
+        self._threads = threads
+        self._looking = _Looking()
         self._slots = slots
         self._providers = providers
         self._artifacts = artifacts
@@ -83,9 +118,16 @@ class Check:
             message = CheckTasks.model_validate_json(delivery.body)
         except ValidationError as error:
             return _unknown(str(error))
+        found = _Found()
+        if message.tasks:
+            self._look_at(message, found)
+        elif message.backend is not None:
+            self._listen(message.backend, found)
+        return Done(then=found.then, follow_up_of=found.paid)
+
+    def _look_at(self, message: CheckTasks, found: "_Found") -> None:
         attempts = {ref.task_id: ref.attempt for ref in message.tasks}
         rows = [row for row in self._tasks.get(attempts).values() if row.attempt == attempts[row.id]]
-        found = _Found()
         running: dict[str, list[Task]] = {}
         for row in rows:
             if row.status is Status.PROCESSING and row.backend is not None:
@@ -94,7 +136,30 @@ class Check:
                 self._guarded(row, found, lambda _, row=row: self._look(row, found))  # type: ignore[misc]  # mypy cannot type a lambda with a default
         for backend, processing in running.items():
             self._ask(backend, processing, message.via, found)
-        return Done(then=found.then, follow_up_of=found.paid)
+
+    def _listen(self, backend: str, found: "_Found") -> None:
+        """Which of our jobs ended there, however many are running. Only a hint: what is missed here comes due."""
+        provider = self._providers.get(backend)
+        if provider is None or not self._looking.begin(backend):
+            return
+        rows: dict[uuid.UUID | None, Task] = {}
+
+        def ours(job_ids: Sequence[str]) -> list[Job]:
+            waiting = self._tasks.at_work(backend, job_ids)
+            rows.update({row.job_key: row for row in waiting})
+            return [Job.of(row) for row in waiting]
+
+        is_over = False
+        try:
+            while not is_over:
+                states = provider.ended(ours)
+                self._decide_each([(rows.pop(key), provider, state) for key, state in states.items()], "push", found)
+                is_over = self._looking.end(backend)
+        except ProviderAway as error:
+            log.warning("backend did not answer", extra={"backend": backend, "why": str(error)})
+        finally:
+            if not is_over:
+                self._looking.give_up(backend)
 
     # --- rows whose provider need not be asked --------------------------------------------------------------------
 
@@ -151,9 +216,21 @@ class Check:
                 else:
                     self._ask(backend, [row], via, found)
             return
-        for row in rows:
-            state = states.get(Job.of(row).job_key)
-            self._guarded(row, found, lambda _, row=row, state=state: self._decide(row, provider, state, via, found))  # type: ignore[misc]  # as above
+        self._decide_each([(row, provider, states.get(Job.of(row).job_key)) for row in rows], via, found)
+
+    def _decide_each(
+        self,
+        looked: Sequence[tuple[Task, Provider | None, JobState | None]],
+        via: Literal["poll", "push"],
+        found: "_Found",
+    ) -> None:
+        """Side by side: pictures come over the network, and moves made at the same time share a transaction."""
+
+        def decide(row: Task, provider: Provider | None, state: JobState | None) -> None:
+            self._guarded(row, found, lambda _: self._decide(row, provider, state, via, found))
+
+        for one in [self._threads.submit(decide, *each) for each in looked]:
+            one.result()
 
     def _states(self, provider: Provider | None, rows: Sequence[Task]) -> Mapping[uuid.UUID, JobState]:
         """What is known of each job now; nothing when the provider does not answer."""
@@ -213,7 +290,7 @@ class Check:
             self._again(row, Failed(reason=Reason.NO_OUTPUTS, why="the job made no picture", retryable=True), found)
             return
         change = Change(task=row, to=Status.COMPLETED, artifacts=kept, attempt_outcome="completed")
-        completed = self._tasks.move([change]).get(row.id)
+        completed = self._move(change)
         if completed is None:
             self._metrics.count("duplicates_suppressed_total", point="complete")
             return  # somebody was first, or our commit worked: the row says which, and it has its own due_at
@@ -275,7 +352,7 @@ class Check:
                 avoid_backend=row.backend if failed.elsewhere else None,
                 attempt_outcome=failed.reason,
             )
-            self._tasks.move([change])
+            self._move(change)
             log.warning("attempt failed", extra={"attempt": row.attempt, "reason": failed.reason, "why": failed.why})
 
     def _fail(
@@ -291,7 +368,7 @@ class Check:
             cancel_owed=cancel_owed,
             attempt_outcome=reason if row.status is not Status.PENDING else None,
         )
-        failed = self._tasks.move([change]).get(row.id)
+        failed = self._move(change)
         if failed is not None:
             log.warning("task failed", extra={"reason": reason, "why": why})
             self._pay(failed, found)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from itertools import groupby
 from threading import Event
-from typing import Final, Literal
+from typing import Final
 
 from shared.broker.publisher import Publisher
 from shared.broker.topology import check_queue, submit_queue
@@ -85,12 +85,12 @@ class Schedule:
         look += [r for r in rows if r.status is Status.SUBMITTING and r.is_past_deadline]
         # A row of a pool nobody serves goes to the first pool's queue, which `take_due` could not know.
         look = [r for r in look if self._pool_of(r) not in stuck]
-        self._publish(self._checks(look, "poll"))
+        self._publish(self._checks(look))
         return len(rows) == _BATCH
 
-    def look_now(self, backends: Sequence[str]) -> None:
-        """Check the running jobs of these backends now: something happened there. Raises Outage."""
-        self._publish(self._checks(self._tasks.take_running(backends, _BATCH, self._check_interval), "push"))
+    def look_now(self, pool: str, backend: str) -> None:
+        """Have somebody look now which jobs ended there: its queue got shorter. Raises Outage."""
+        self._publish([check(pool, CheckTasks(pool=pool, backend=backend, via="push"))])
 
     def make_permits(self) -> None:
         """Per pool that runs, as many permits as rows are free to take beyond the messages ready in its queue."""
@@ -119,7 +119,7 @@ class Schedule:
         if failed:
             self._tasks.clear_due([FollowUp(row.id, row.version) for row in failed])
 
-    def _checks(self, rows: Sequence[Task], via: Literal["poll", "push"]) -> list[Message]:
+    def _checks(self, rows: Sequence[Task]) -> list[Message]:
         def place(row: Task) -> tuple[str, str]:
             return (self._pool_of(row), row.backend or "")
 
@@ -129,7 +129,7 @@ class Schedule:
             for start in range(0, len(rows_here), _PER_MESSAGE):
                 part = rows_here[start : start + _PER_MESSAGE]
                 refs = [TaskRef(task_id=row.id, attempt=row.attempt) for row in part]
-                messages.append(check(pool, CheckTasks(pool=pool, backend=backend or None, via=via, tasks=refs)))
+                messages.append(check(pool, CheckTasks(pool=pool, backend=backend or None, tasks=refs)))
         return messages
 
     def _pool_of(self, row: Task) -> str:

@@ -28,7 +28,7 @@ _RECEIVE_SECONDS: Final = 1.0
 #: A submitter that found the server unreachable writes `down`; while the socket lives nobody else would take that back.
 _ALIVE_SECONDS: Final = 5.0
 #: Several jobs that end together, and the moment until the history shows them, become one check.
-_GATHER_SECONDS: Final = 0.02
+_GATHER_SECONDS: Final = 0.05
 
 
 class Alive(Protocol):
@@ -40,7 +40,7 @@ class Alive(Protocol):
 class Watch:
     """One thread per backend; of several pollers the one that holds the backend's advisory lock listens.
 
-    hint -- check the running jobs of this backend now
+    hint -- have somebody look which jobs ended there
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Watch:
         slots: Slots,
         leader: Leader,
         *,
-        hint: Callable[[str], None],
+        hint: Callable[[], None],
         stopping: threading.Event,
     ) -> None:
         self._name = backend.name
@@ -84,7 +84,7 @@ class Watch:
             # A new connection after a break: a frozen server can only have come back by a restart.
             if self._slots.set_health(self._name, "up"):
                 log.info("backend health changed", extra={"backend": self._name, "health": "up"})
-            self._hint(self._name)
+            self._hint()
             socket.settimeout(_RECEIVE_SECONDS)
             self._follow(socket)
         except (OSError, websocket.WebSocketException) as error:
@@ -119,7 +119,7 @@ class Watch:
                 continue
             if now < remaining:
                 time.sleep(_GATHER_SECONDS)
-                self._hint(self._name)
+                self._hint()
             remaining = now
 
 

@@ -58,13 +58,9 @@ with due as (
 returning {TASK}
 """)
 
-_TAKE_RUNNING: Final = sa.text(f"""
-with running as (
-    select id from tasks where backend = any(:backends) and status = 'processing' order by id limit :limit
-    for update skip locked
-)
-{_NEXT_LOOK} from running where t.id = running.id
-returning {TASK}
+_AT_WORK: Final = sa.text(f"""
+select {TASK} from tasks t
+where t.backend = :backend and t.status = 'processing' and t.provider_job_id = any(:job_ids)
 """)
 
 _CLEAR_DUE: Final = sa.text("""
@@ -139,6 +135,12 @@ class Tasks:
         """
         return self._move(changes) if changes else {}
 
+    def move_each(self, changes: Sequence[Change]) -> list[Task | None]:
+        """The same for changes of many threads, one answer each. Of several changes of one row the first counts."""
+        first = {change.task.id: change for change in reversed(changes)}
+        moved = self.move(list(first.values()))
+        return [moved.get(change.task.id) if first[change.task.id] is change else None for change in changes]
+
     def _move(
         self, changes: Sequence[Change], also: Callable[[sa.Connection, Mapping[uuid.UUID, Task]], None] | None = None
     ) -> dict[uuid.UUID, Task]:
@@ -202,10 +204,10 @@ class Tasks:
         values = {"limit": limit, "next_look": next_look, "skip_pools": list(skip_pools)}
         return in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(_TAKE_DUE, values)])
 
-    def take_running(self, backends: Sequence[str], limit: int, next_look: float) -> list[Task]:
-        """The processing rows of these backends, due or not: somebody heard that something happened there."""
-        values = {"backends": list(backends), "limit": limit, "next_look": next_look}
-        return in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(_TAKE_RUNNING, values)])
+    def at_work(self, backend: str, job_ids: Sequence[str]) -> list[Task]:
+        """The processing rows of this backend that wait for one of these provider jobs."""
+        values = {"backend": backend, "job_ids": list(job_ids)}
+        return in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(_AT_WORK, values)])
 
     def cancel(self, task_id: uuid.UUID, reason: str | None = None, by_whom: str | None = None) -> Task | None:
         """Cancel an unfinished task: the row as it is afterwards, which a final one may be already; None: no such row.

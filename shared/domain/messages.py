@@ -9,9 +9,9 @@ import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from shared.domain.task import Priority, Reason, Stage, Status, Task, fingerprint_of, task_id_for
 
@@ -128,14 +128,21 @@ class TaskRef(BaseModel):
 class CheckTasks(BaseModel):
     """Look at these rows now. A row that has moved on to another attempt is left to its own next look.
 
-    via -- push: an event of the backend made somebody look; poll: their time had come
+    via   -- push: an event of the backend made somebody look; poll: their time had come
+    tasks -- none: the backend said that its queue got shorter, so look which of ours ended there
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     pool: str
     backend: str | None = None
     via: Literal["poll", "push"] = "poll"
-    tasks: list[TaskRef] = Field(min_length=1, max_length=500)
+    tasks: list[TaskRef] = Field(default=[], max_length=500)
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Self:
+        if not self.tasks and self.backend is None:
+            raise ValueError("names neither tasks nor a backend")
+        return self
 
 
 class Artifact(BaseModel):

@@ -13,10 +13,11 @@ from shared.domain.messages import Artifact, permit
 from shared.domain.outcome import DeadLetter, Done, FollowUp
 from shared.domain.retry import RetryPolicy
 from shared.domain.task import Reason, Status, Task
+from shared.observe.logs import ContextPool
 from shared.pictures import BrokenPicture
 from shared.providers.base import Failed, Gone, Job, JobState, Running, Succeeded
 from shared.storage import Artifacts
-from tests.factories import MEASURED, FakeProvider, Rows, a_check, delivered
+from tests.factories import MEASURED, FakeProvider, Rows, a_check, a_hint, at_once, delivered
 
 
 class FaultyStore(Artifacts):
@@ -51,6 +52,7 @@ class Lab(Rows):
             max_run_seconds={"gpu-1": 100.0},
             frozen_after_seconds=50.0,
             metrics=MEASURED,
+            threads=ContextPool(8),
         )
 
     def running(self, state: JobState | None = None, **fields: Any) -> Task:
@@ -429,3 +431,50 @@ def test_every_combination_of_states_in_one_message_ends_each_row_for_itself(lab
         *["pending"] * 2,
         *["failed"] * 2,
     ]
+
+
+def test_a_hint_completes_what_ended_there_and_asks_for_nothing_else(lab: Lab) -> None:
+    ended, running = lab.running(Succeeded(outputs=[{}])), lab.running()
+    lab.provider.jobs[uuid.uuid4()] = Succeeded(outputs=[{}])  # somebody else's
+
+    (outcome,) = lab.check.handle([a_hint("gpu-1")])
+
+    assert isinstance(outcome, Done)
+    assert [message.routing_key for message in outcome.then] == ["order.completed"]
+    assert [follow_up.task_id for follow_up in outcome.follow_up_of] == [ended.id]
+    assert (lab.now(ended).status, lab.now(running).status) == (Status.COMPLETED, Status.PROCESSING)
+    assert lab.provider.calls == [("ended", ended.job_key), ("fetch", ended.job_key)]
+
+
+def test_a_hint_that_comes_while_another_is_followed_makes_that_one_look_again(lab: Lab) -> None:
+    first, second = lab.running(Succeeded(outputs=[{}])), lab.running()
+    hints: list[Sequence[Any]] = []
+
+    def meanwhile() -> None:
+        lab.provider.finish(second, Succeeded(outputs=[{}]))
+        hints.append(lab.check.handle([a_hint("gpu-1")]))
+
+    lab.provider.meanwhile["fetch"] = meanwhile
+
+    (outcome,) = lab.check.handle([a_hint("gpu-1")])
+
+    assert hints == [[Done(then=[], follow_up_of=[])]]
+    assert [follow_up.task_id for follow_up in outcome.follow_up_of] == [first.id, second.id]
+
+
+def test_a_hint_of_a_server_that_does_not_answer_teaches_nothing(lab: Lab) -> None:
+    task = lab.running(Succeeded(outputs=[{}]))
+    lab.provider.plan("ended", ProviderAway("gone"))
+
+    assert lab.check.handle([a_hint("gpu-1")]) == [Done(then=[], follow_up_of=[])]
+    assert lab.now(task).status is Status.PROCESSING
+    assert len(lab.check.handle([a_hint("gpu-1")])[0].follow_up_of) == 1
+
+
+def test_a_row_that_two_messages_name_at_once_is_completed_once(lab: Lab) -> None:
+    tasks = [lab.running(Succeeded(outputs=[{}])) for _ in range(10)]
+
+    outcomes = at_once([lambda: lab.check.handle([a_check(*tasks)])[0] for _ in range(4)])
+
+    paid = [follow_up.task_id for outcome in outcomes for follow_up in outcome.follow_up_of]
+    assert sorted(paid) == sorted(task.id for task in tasks)

@@ -44,6 +44,38 @@ def test_one_bulk_call_answers_for_all_that_are_queued(lab: Lab) -> None:
     assert lab.observed == [("poll", "ok")]
 
 
+def test_one_bulk_call_answers_for_all_that_have_ended(lab: Lab) -> None:
+    jobs = [a_job() for _ in range(20)]
+    submitted(lab, *jobs)
+    lab.ended(*jobs)
+    lab.observed.clear()
+
+    states = lab.adapter.check(jobs)
+
+    assert all(isinstance(states[job.job_key], Succeeded) for job in jobs)
+    assert lab.observed == [("poll", "ok")] * 2  # the queue, then the end of the history
+
+
+def test_what_ended_is_found_however_far_back_while_all_of_it_is_ours(lab: Lab) -> None:
+    jobs = {str(job.job_key): job for job in [a_job() for _ in range(20)]}
+    submitted(lab, *jobs.values())
+    lab.ended(*jobs.values())
+    lab.observed.clear()
+
+    states = lab.adapter.ended(lambda ids: [jobs[prompt_id] for prompt_id in ids if prompt_id in jobs])
+
+    assert states.keys() == {job.job_key for job in jobs.values()}
+    assert all(isinstance(state, Succeeded) for state in states.values())
+    assert lab.observed == [("poll", "ok")] * 2  # eight entries, then more
+
+
+def test_jobs_of_others_end_the_search_for_what_ended(lab: Lab) -> None:
+    lab.observed.clear()
+
+    assert lab.adapter.ended(lambda _: []) == {}
+    assert lab.observed == [("poll", "ok")]
+
+
 def test_a_batch_gives_its_pictures_in_order_and_no_previews(lab: Lab) -> None:
     job = a_job("photo-batch", photo="cat.jpg", width=64, height=64, copies=3)
     submitted(lab, job)

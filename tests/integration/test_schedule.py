@@ -207,15 +207,12 @@ def test_a_pool_that_takes_no_work_gets_no_permits(lab: Lab) -> None:
     assert lab.publisher.sent == []
 
 
-def test_a_hint_checks_the_running_jobs_of_that_backend_now(lab: Lab) -> None:
-    task = lab.processing()
-    lab.submitting()
+def test_a_hint_has_somebody_look_what_ended_at_that_backend(lab: Lab) -> None:
+    lab.processing()
 
-    lab.schedule.look_now(["gpu-2"])
-    assert lab.checked == []
-    lab.schedule.look_now(["gpu-1"])
+    lab.schedule.look_now(POOL, "gpu-1")
 
-    assert lab.checked == [("check.comfyui", "gpu-1", "push", {str(task.id)})]
+    assert lab.checked == [("check.comfyui", "gpu-1", "push", set())]
 
 
 def test_the_loop_outlives_an_outage(lab: Lab) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from shared.domain.outcome import FollowUp
 from shared.domain.task import Reason, Status, task_id_for
-from tests.factories import Rows, a_claim, at_once
+from tests.factories import Rows, a_change, a_claim, at_once
 
 
 @pytest.fixture
@@ -260,12 +260,20 @@ def test_free_rows_are_those_a_permit_could_start_now(rows: Rows) -> None:
     assert rows.tasks.free_rows(["comfyui", "other-pool", "nobody"]) == {"comfyui": 2, "other-pool": 1, "nobody": 0}
 
 
-def test_running_rows_of_a_backend_are_looked_at_now(rows: Rows) -> None:
-    running = [rows.processing(), rows.processing()]
-    rows.submitting()
+def test_rows_that_wait_for_a_job_are_found_by_its_id_while_they_wait(rows: Rows) -> None:
+    one, other, over = rows.processing(), rows.processing(), rows.failed(rows.processing())
+    jobs = [one.provider_job_id or "", over.provider_job_id or "", "somebody else's"]
 
-    found = rows.tasks.take_running(["gpu-1"], 100, next_look=60)
+    assert [task.id for task in rows.tasks.at_work(one.backend or "", jobs)] == [one.id]
+    assert rows.tasks.at_work("nobody", [*jobs, other.provider_job_id or ""]) == []
 
-    assert {task.id for task in found} == {task.id for task in running}
-    assert [task.version for task in found] == [task.version for task in running]
-    assert rows.tasks.take_running(["gpu-2"], 100, 60) == []
+
+def test_of_two_changes_of_one_row_in_a_batch_the_first_counts(rows: Rows) -> None:
+    one, other = rows.processing(), rows.processing()
+    moves = [(one, Status.COMPLETED), (other, Status.COMPLETED), (one, Status.PENDING)]
+
+    first, second, late = rows.tasks.move_each([a_change(task, to) for task, to in moves])
+
+    assert [row.id for row in (first, second) if row] == [one.id, other.id]
+    assert late is None
+    assert rows.now(one).status is Status.COMPLETED

@@ -43,7 +43,7 @@ class Watching:
             provider,
             rows.slots,
             self.leader,
-            hint=self.hints.append,
+            hint=lambda: self.hints.append("gpu-1"),
             stopping=self.stopping,
         )
         self.thread = threading.Thread(target=watch.run)
