@@ -232,11 +232,16 @@ class Slots:
         return in_transaction(self._engine, lambda c: c.execute(statement, values).rowcount == 1)
 
     def pause(self, name: str, by_whom: str | None, reason: str, seconds: float | None) -> bool:
-        """No new work for `seconds`, or until resumed (None); False: no such backend. by_whom None: not a person."""
+        """No new work for `seconds`, or until resumed (None).
+
+        by_whom -- None: a provider asked for it, and a longer pause that stands already keeps its end and its reason
+
+        False: no such backend, or a longer pause stands.
+        """
         statement = sa.text("""
-            update backends set pause_reason = :reason,
-                paused_until = coalesce(now() + cast(:seconds as float8) * interval '1 second', 'infinity')
-            where name = :name and (:by_person or paused_until is distinct from 'infinity')
+            update backends b set pause_reason = :reason, paused_until = wanted.until
+            from (select coalesce(now() + cast(:seconds as float8) * interval '1 second', 'infinity') as until) wanted
+            where b.name = :name and (:by_person or coalesce(b.paused_until < wanted.until, true))
         """)
         values = {"name": name, "reason": reason, "seconds": seconds, "by_person": by_whom is not None}
         return self._by_hand(statement, values, by_whom, "backend pause", {"reason": reason, "seconds": seconds})

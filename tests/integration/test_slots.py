@@ -311,3 +311,19 @@ def test_what_people_do_to_a_backend_is_noted_with_their_name(rows: Rows) -> Non
 
     noted = rows.sql("select by_whom, action, subject from operator_actions order by id")
     assert [tuple(line) for line in noted] == [("ann", "backend pause", "gpu-1"), ("bob", "backend resume", "gpu-1")]
+
+
+def test_a_provider_lengthens_a_pause_and_never_shortens_it(rows: Rows) -> None:
+    def pause() -> tuple[float, str]:
+        row = rows.sql("select extract(epoch from paused_until - now()) as left, pause_reason from backends")[0]
+        return round(float(row.left), -1), row.pause_reason
+
+    rows.slots.pause("gpu-1", "ann", "new driver", 600)
+    assert not rows.slots.pause("gpu-1", None, "429", 30)
+    assert pause() == (600, "new driver")
+
+    assert rows.slots.pause("gpu-1", None, "429", 900)
+    assert pause() == (900, "429")
+
+    assert rows.slots.pause("gpu-1", "ann", "only for a moment", 60), "a person's word counts"
+    assert pause() == (60, "only for a moment")
