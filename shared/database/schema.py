@@ -208,3 +208,4 @@ operator_actions: Final = sa.Table(
     _column("subject", sa.Text),
     _column("detail", JSONB),
 )
+sa.Index("operator_actions_subject", operator_actions.c.subject)

@@ -224,6 +224,7 @@ create table operator_actions (
     detail jsonb not null default '{}'
 );
 comment on table operator_actions is 'Append-only: what people did by hand';
+create index operator_actions_subject on operator_actions (subject);
 create trigger operator_actions_append_only before update or delete on operator_actions
     for each row execute function refuse_change();
 """
