@@ -17,9 +17,10 @@ T = TypeVar("T")
 
 #: Deadlock, serialization failure, lock not available: the transaction is gone, the same one may work now.
 _AGAIN: Final = frozenset({"40P01", "40001", "55P03"})
-#: Classes that say "the server is away or going": connection, insufficient resources, operator intervention, I/O;
-#: and one code, read-only transaction: after a failover the address still leads to the old primary.
-_AWAY: Final = ("08", "53", "57", "58", "25006")
+#: A write in a read-only transaction: after a failover the connection still leads to the old primary.
+_READ_ONLY: Final = "25006"
+#: Classes that say "the server is away or going": connection, insufficient resources, operator intervention, I/O.
+_AWAY: Final = ("08", "53", "57", "58", _READ_ONLY)
 _TRIES: Final = 8
 
 
@@ -29,9 +30,10 @@ def connect(
     """An engine with one connection per thread that will use it; nothing is opened yet.
 
     A statement that hangs longer than its limit is ended by the server, a host that vanished is noticed by TCP
-    keep-alives after about 25 s; without both a worker would wait for ever.
+    keep-alives after about 25 s; without both a worker would wait for ever. Of several hosts in the URL
+    (`?host=a:5432&host=b:5432`) the one that takes writes is used.
     """
-    return sa.create_engine(
+    engine = sa.create_engine(
         sa.make_url(url).set(drivername="postgresql+psycopg2"),
         pool_size=pool_size,
         max_overflow=2,
@@ -45,10 +47,19 @@ def connect(
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 25_000,
+            "target_session_attrs": "read-write",  # a standby refuses at once; told at connect, no round trip (>= 14)
             "options": f"-c timezone=UTC -c statement_timeout={int(statement_timeout_seconds * 1000)}"
             f" -c lock_timeout={int(lock_timeout_seconds * 1000)}",
         },
     )
+    sa.event.listen(engine, "handle_error", _leave_a_standby)
+    return engine
+
+
+def _leave_a_standby(context: sa.engine.ExceptionContext) -> None:
+    """A server that became read-only stays so for its connections: drop them all, the next one finds the primary."""
+    if _sqlstate(context.original_exception) == _READ_ONLY:
+        context.is_disconnect = True
 
 
 def _sqlstate(error: BaseException | None) -> str:
