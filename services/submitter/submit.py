@@ -13,6 +13,7 @@ from shared.database.moves import Change
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.errors import (
+    DarkroomError,
     DatabaseAway,
     InputLater,
     InputUnavailable,
@@ -28,7 +29,7 @@ from shared.domain.retry import Bug, RetryPolicy, tried
 from shared.domain.task import Reason, Stage, Status, Task
 from shared.observe.logs import ContextPool, bound
 from shared.observe.metrics import Metrics
-from shared.providers.base import Gone, Job, Provider
+from shared.providers.base import Gone, Job, Prepared, Provider
 
 log = logging.getLogger(__name__)
 
@@ -101,10 +102,9 @@ class Submit:
                 self._metrics.count("duplicates_suppressed_total", point="submit")
                 return self._record(task, provider, job.provider_job_id or str(job.job_key))
             prepared = provider.prepare(job)
-            looked = time.monotonic()
-            if not self._tasks.may_post(task, prepared.body_hash, self._lease):
-                log.warning("lease over or row moved before the POST", extra={"attempt": task.attempt})
-                return Done()
+            looked = self._begin_post(task, prepared)
+            if looked is None:
+                return self._not_sent(task)
             try:
                 accepted = provider.submit(prepared)
             finally:
@@ -125,9 +125,18 @@ class Submit:
             # A job may exist. Nobody sends anything before the lease is over and the provider has been asked.
             log.warning("provider gave no answer", extra={"backend": task.backend, "why": str(error)})
             if not provider.is_alive():
-                self._slots.set_health(task.backend or "", "down", str(error), only_from="up")
+                self._down(task, error)
             return Done()
         return self._record(task, provider, accepted.provider_job_id)
+
+    def _begin_post(self, task: Task, prepared: Prepared) -> float | None:
+        """Our clock when the row became ours for one whole lease; None when nothing may be sent."""
+
+        def begin() -> float | None:
+            looked = time.monotonic()
+            return looked if self._tasks.may_post(task, prepared.body_hash, self._lease) else None
+
+        return self._insist(begin)
 
     def _record(self, task: Task, provider: Provider, job_id: str) -> Verdict:
         recorded = self._insist(lambda: self._tasks.record(task, job_id, due_in=self._first_look))
@@ -146,16 +155,22 @@ class Submit:
         except ProviderAway as error:
             log.warning("job left to check", extra={"backend": task.backend, "why": str(error)})
             gone = False
-        if gone and now.status is Status.CANCELLED and now.attempt == task.attempt:
-            return Done(then=[event(now, "cancelled")], follow_up_of=[FollowUp(now.id, now.version)])
-        return Done()
+        return _settled(now, task) if gone else Done()
+
+    def _not_sent(self, task: Task) -> Verdict:
+        """The row moved before anything was sent for it: a cancelled one owes no cancel and gives up its slot now."""
+        now = self._insist(lambda: self._tasks.refresh(task))
+        if now.version == task.version:
+            return self._fail(task, Reason.DEADLINE, "the deadline passed while submitting")
+        log.warning("row moved before its job was made", extra={"attempt": task.attempt, "status": now.status})
+        return _settled(now, task)
 
     def _give_back(self, task: Task, error: ProviderBusy) -> Verdict:
         log.warning("provider busy", extra={"backend": task.backend, "why": str(error)})
         if error.is_down:
-            self._slots.set_health(task.backend or "", "down", str(error), only_from="up")
-        if error.retry_after_seconds:
-            self._slots.pause(task.backend or "", None, str(error), error.retry_after_seconds)
+            self._down(task, error)
+        if seconds := error.retry_after_seconds:
+            self._insist(lambda: self._slots.pause(task.backend or "", None, str(error), seconds))
         wait = error.retry_after_seconds or random.uniform(0, _BUSY_SECONDS)
         return self._back_to_pending(task, str(error), 0.0 if error.is_down else wait)
 
@@ -169,8 +184,8 @@ class Submit:
 
     def _back_to_pending(self, task: Task, why: str, free_in: float, outcome: str = "not_created") -> Verdict:
         change = Change(task=task, to=Status.PENDING, detail=why, free_in=free_in, attempt_outcome=outcome)
-        self._insist(lambda: self._tasks.move([change]))
-        return Done()
+        moved = self._insist(lambda: self._tasks.move([change]))
+        return Done() if moved else self._not_sent(task)
 
     def _fail(self, task: Task, reason: Reason, why: str, *, cancel_owed: bool = False) -> Verdict:
         change = Change(
@@ -185,8 +200,10 @@ class Submit:
             due_in=0.0 if cancel_owed else 30.0,
         )
         failed = self._insist(lambda: self._tasks.move([change])).get(task.id)
-        if failed is None or cancel_owed:
-            return Done()  # somebody else moved it, or check does the rest; either way the row's due_at sees to it
+        if cancel_owed:
+            return Done()  # check does the rest, or whoever moved the row: its due_at sees to it
+        if failed is None:
+            return self._not_sent(task)
         log.warning("task failed", extra={"reason": reason, "why": why})
         then: list[Message] = [dead_letter(failed), event(failed, "failed")]
         return Done(then=then, follow_up_of=[FollowUp(failed.id, failed.version)])
@@ -195,8 +212,11 @@ class Submit:
         """The row fails, this one alone. A job may exist: the row owes its cancelling before the follow-up is paid."""
         return self._fail(task, Reason.BUG, bug.trace, cancel_owed=True)
 
+    def _down(self, task: Task, error: DarkroomError) -> None:
+        self._insist(lambda: self._slots.set_health(task.backend or "", "down", str(error), only_from="up"))
+
     def _insist(self, write: Callable[[], T]) -> T:
-        """The provider has answered: retry the write alone until the database is back, or we are told to stop."""
+        """Retry the write alone until the database is back or we are told to stop. Nothing else is done twice."""
         wait = 0.1
         while True:
             try:
@@ -206,6 +226,13 @@ class Submit:
                 if self._stopping.wait(wait):
                     raise  # the lease ends, the next owner asks the provider
                 wait = min(2.0, wait * 2)
+
+
+def _settled(now: Task, task: Task) -> Done:
+    """Nothing of `task` is at the provider: a row cancelled at this attempt owes its event and holds no slot."""
+    if now.status is Status.CANCELLED and now.attempt == task.attempt:
+        return Done(then=[event(now, "cancelled")], follow_up_of=[FollowUp(now.id, now.version)])
+    return Done()
 
 
 def _unknown(delivery: Delivery) -> DeadLetter:

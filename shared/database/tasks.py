@@ -25,11 +25,12 @@ _FIND: Final = sa.text(
 _KEPT_FINGERPRINT: Final = sa.text("select d.fingerprint from duplicate_keys d where d.own_task_id = :id")
 
 #: Who still owns the row owns it for a whole lease from here on, so looking and preparing never eat up the time of the
-#: POST. posted_at goes in with the body's hash in the same statement, so nobody POSTs unseen.
+#: POST. A lease that ran out unnoticed is renewed: whoever takes a row over gives it another version. posted_at goes in
+#: with the body's hash in the same statement, so nobody POSTs unseen.
 _BEGIN_POST: Final = sa.text("""
 with owned as (
     update tasks set free_at = now() + :lease * interval '1 second', due_at = now() + :lease * interval '1 second'
-    where id = :id and version = :version and status = 'submitting' and free_at > clock_timestamp()
+    where id = :id and version = :version and status = 'submitting' and deadline_at > clock_timestamp()
     returning id, attempt
 )
 update attempts a set body_hash = :body_hash, posted_at = clock_timestamp()
@@ -172,7 +173,10 @@ class Tasks:
             self._metrics.observe("order_duration_seconds", seconds, pool=task.pool, outcome=task.status)
 
     def may_post(self, task: Task, body_hash: str, lease_seconds: float) -> bool:
-        """Note that the POST leaves now and own the row for one lease more; False: it is not ours any more."""
+        """Note that the POST leaves now and own the row for one lease from here.
+
+        False: nothing may be sent, since the row is not ours any more or past its deadline. Safe to repeat.
+        """
         values = {"id": task.id, "version": task.version, "body_hash": body_hash, "lease": lease_seconds}
         return in_transaction(self._engine, lambda c: c.execute(_BEGIN_POST, values).one_or_none() is not None)
 

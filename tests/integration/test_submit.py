@@ -291,23 +291,97 @@ def test_a_job_whose_row_was_taken_over_meanwhile_is_left_alone(lab: Lab) -> Non
     assert lab.provider.cancelled == []
 
 
-def test_nothing_is_posted_when_the_row_was_cancelled_while_the_inputs_were_fetched(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        ("prepare", None),
+        ("prepare", ProviderBusy("refused", is_down=True)),
+        ("prepare", InputLater("502")),
+        ("prepare", InputUnavailable("404")),
+        ("submit", ProviderBusy("429", retry_after_seconds=30)),
+        ("submit", ProviderRejected("no such node")),
+    ],
+)
+def test_an_order_cancelled_before_anything_was_made_gives_up_its_slot_at_once(
+    lab: Lab, call: str, error: Exception | None
+) -> None:
     task = lab.pending()
-    lab.provider.meanwhile["prepare"] = lambda: lab.tasks.cancel(task.id)
+    lab.provider.plan(call, error)
+    lab.provider.meanwhile[call] = lambda: lab.tasks.cancel(task.id)
 
-    verdict, _ = lab.ended(task)
+    verdict, row = lab.ended(task)
+    lab.tasks.clear_due(verdict.follow_up_of)  # as the consumer does once the event is confirmed
 
-    assert verdict == Done()
-    assert lab.provider.count("submit") == 0
+    assert names(verdict) == ["order.cancelled"]
+    assert (row.status, lab.now(task).cancel_owed, lab.now(task).due_at) == (Status.CANCELLED, False, None)
+    assert lab.slots.backends()[0].in_flight == 0
+    assert lab.provider.jobs == {}
 
 
-def test_nothing_is_posted_when_the_lease_ended_while_the_inputs_were_fetched(lab: Lab) -> None:
+def test_a_lease_that_ended_while_the_inputs_were_fetched_is_renewed_when_nobody_took_the_row_over(lab: Lab) -> None:
     task = lab.pending()
-    end_lease = "update tasks set free_at = now() - interval '1 second' where id = :id"
-    lab.provider.meanwhile["prepare"] = lambda: lab.sql(end_lease, id=task.id)
+    lab.provider.meanwhile["prepare"] = lambda: lab.age(task, free_at=1)
 
-    assert lab.handle() == [Done()]
-    assert lab.provider.count("submit") == 0
+    _, row = lab.ended(task)
+
+    assert (row.status, row.attempt, lab.provider.count("submit")) == (Status.PROCESSING, 1, 1)
+
+
+def test_nothing_is_posted_for_a_row_that_was_taken_over_while_the_inputs_were_fetched(lab: Lab) -> None:
+    task = lab.pending()
+
+    def taken_over() -> None:
+        lab.age(task, free_at=1)
+        assert lab.take()[0].taken_over
+
+    lab.provider.meanwhile["prepare"] = taken_over
+
+    verdict, row = lab.ended(task)
+
+    assert (verdict, row.status, lab.provider.count("submit")) == (Done(), Status.SUBMITTING, 0)
+
+
+def test_nothing_is_posted_past_the_deadline_and_the_order_fails_at_once(lab: Lab) -> None:
+    task = lab.pending()
+    lab.provider.meanwhile["prepare"] = lambda: lab.age(task, deadline_at=1)
+
+    verdict, row = lab.ended(task)
+
+    assert (row.status, row.reason, lab.provider.count("submit")) == (Status.FAILED, Reason.DEADLINE, 0)
+    assert names(verdict) == ["submit.dead", "order.failed"]
+
+
+@pytest.mark.parametrize(
+    ("method", "error"),
+    [
+        ("may_post", None),
+        ("set_health", ProviderBusy("refused", is_down=True)),
+        ("pause", ProviderBusy("429", retry_after_seconds=30)),
+    ],
+)
+@pytest.mark.parametrize("answer_is_lost", [True, False])
+def test_a_short_outage_of_the_database_costs_the_row_no_lease(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception | None, answer_is_lost: bool
+) -> None:
+    task = lab.pending()
+    lab.provider.plan("submit", error)
+    owner = lab.tasks if error is None else lab.slots
+    write, tries = getattr(owner, method), []
+
+    def away_twice(*args: Any, **fields: Any) -> Any:
+        tries.append(1)
+        if len(tries) > 2:
+            return write(*args, **fields)
+        if answer_is_lost:
+            write(*args, **fields)
+        raise DatabaseAway("gone")
+
+    monkeypatch.setattr(owner, method, away_twice)
+
+    _, row = lab.ended(task)
+
+    assert row.status is (Status.PROCESSING if error is None else Status.PENDING)
+    assert (len(tries), lab.provider.count("submit")) == (3, 1)
 
 
 def test_while_the_database_is_away_an_accepted_job_is_recorded_again_and_never_sent_again(

@@ -41,9 +41,27 @@ def test_the_owner_that_posts_owns_the_row_for_a_whole_lease_from_there(rows: Ro
     assert now.version == task.version
 
 
-def test_no_post_leaves_once_the_lease_is_over(rows: Rows) -> None:
+def test_an_owner_whose_lease_ran_out_unnoticed_owns_the_row_for_another_one(rows: Rows) -> None:
     task = rows.submitting(lease_seconds=20)
     rows.age(task, free_at=1)
+
+    assert rows.tasks.may_post(task, "body-hash", lease_seconds=60)
+
+    assert rows.take() == []
+    assert not rows.now(task).is_past_deadline
+
+
+def test_of_an_owner_that_renews_its_lease_and_a_worker_that_takes_over_one_has_the_row(rows: Rows) -> None:
+    for _ in range(10):
+        task = rows.age(rows.submitting(), free_at=1)
+
+        may_post, over = at_once([lambda task=task: rows.tasks.may_post(task, "hash", 60), rows.take])  # type: ignore[misc]
+
+        assert may_post is (over == [])
+
+
+def test_no_post_leaves_once_the_deadline_has_passed(rows: Rows) -> None:
+    task = rows.age(rows.submitting(), deadline_at=1)
 
     assert not rows.tasks.may_post(task, "body-hash", lease_seconds=60)
 
