@@ -94,7 +94,7 @@ class Schedule:
 
     def make_permits(self) -> None:
         """Per pool that runs, as many permits as rows are free to take beyond the messages ready in its queue."""
-        running = {b.pool for b in self._slots.backends() if b.takes_work} & set(self._pools)
+        running = {b.pool for b in self._slots.backends() if b.wants_permits} & set(self._pools)
         missing: list[Message] = []
         for pool, rows in self._tasks.free_rows(sorted(running)).items():
             if rows:

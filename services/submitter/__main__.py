@@ -84,9 +84,9 @@ def main() -> None:
 
 
 def pause_idle_pools(service: Service, broker: Broker) -> None:
-    """Take no permits for a pool whose backends are all down, frozen or paused: its rows wait in the table."""
+    """Take no permits for a pool where nothing can be started or asked: its rows wait in the table."""
     assert broker.consumer is not None  # noqa: S101 - a submitter always consumes
-    working = {backend.pool for backend in service.slots.backends() if backend.takes_work}
+    working = {backend.pool for backend in service.slots.backends() if backend.wants_permits}
     for pool in service.pools:
         change = broker.consumer.resume if pool in working else broker.consumer.pause
         change(submit_queue(pool))

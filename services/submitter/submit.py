@@ -101,6 +101,9 @@ class Submit:
             if (task.taken_over or ask_first) and not isinstance(provider.find(job), Gone):
                 self._metrics.count("duplicates_suppressed_total", point="submit")
                 return self._record(task, provider, job.provider_job_id or str(job.job_key))
+            if not task.may_send:
+                why = f"{task.backend} takes no work now, and never got the job"
+                return self._back_to_pending(task, why, 0.0)
             prepared = provider.prepare(job)
             looked = self._begin_post(task, prepared)
             if looked is None:

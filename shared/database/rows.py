@@ -19,10 +19,10 @@ _FIELDS: Final = tuple(column.rpartition(" ")[2].removeprefix("t.") for column i
 PRIORITIES: Final = (Priority.NORMAL, Priority.HIGH)
 
 
-def task_of(row: sa.Row[Any], *, taken_over: bool = False) -> Task:
+def task_of(row: sa.Row[Any], *, taken_over: bool = False, may_send: bool = True) -> Task:
     """The Task in a row whose select list ends with TASK."""
     # TASK is the last thing that is selected; by name each column would be looked up anew for every row.
     values = dict(zip(_FIELDS, row[-len(_FIELDS) :], strict=True))
     values["status"] = Status(values["status"])
     values["priority"] = PRIORITIES[values["priority"]]
-    return Task(**values, taken_over=taken_over)
+    return Task(**values, taken_over=taken_over, may_send=may_send)

@@ -33,10 +33,16 @@ class Backend:
     is_paused: bool
     pause_reason: str | None
     in_flight: int
+    leases_over: int
 
     @property
     def takes_work(self) -> bool:
         return self.enabled and self.health == "up" and not self.is_paused
+
+    @property
+    def wants_permits(self) -> bool:
+        """It takes work, or can at least be asked about rows that nobody owns any more."""
+        return self.takes_work or (self.health != "down" and self.leases_over > 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +68,12 @@ select backend, count(*) as live from tasks
 where backend = any(:backends) and (status in ('submitting', 'processing') or cancel_owed) group by backend
 """)
 
+#: Also where no work may be started (paused, frozen, gone from the file): the server can be asked all the same.
 _LEASE_OVER: Final = sa.text(f"""
-select {TASK} from tasks t
-where t.pool = :pool and t.status = 'submitting' and t.backend = any(:backends) and t.free_at <= now()
-    and t.deadline_at > now()
-order by t.free_at limit :limit for update skip locked
+select {TASK} from tasks t join backends b on b.name = t.backend
+where t.pool = :pool and t.status = 'submitting' and t.free_at <= now() and t.deadline_at > now()
+    and b.health <> 'down' and (cast(:known as text[]) is null or b.name = any(:known))
+order by t.free_at limit :limit for update of t skip locked
 """)
 
 #: shunned -- the only backend with a free slot while others are there: rows that avoid it must not stand in the way
@@ -110,7 +117,9 @@ _ALL: Final = sa.text("""
 select b.name, b.pool, b.adapter, b.url, b.capacity, b.max_run_seconds, b.enabled, b.health, b.health_detail,
     coalesce(b.paused_until > now(), false) as is_paused, b.pause_reason,
     (select count(*) from tasks t where t.backend = b.name
-        and (t.status in ('submitting', 'processing') or t.cancel_owed)) as in_flight
+        and (t.status in ('submitting', 'processing') or t.cancel_owed)) as in_flight,
+    (select count(*) from tasks t where t.backend = b.name
+        and t.status = 'submitting' and t.free_at <= now() and t.deadline_at > now()) as leases_over
 from backends b order by b.pool, b.name
 """)
 
@@ -128,8 +137,8 @@ class Slots:
         """Own up to `at_most` rows of the pool for one lease: takeovers first, then what free slots allow.
 
         Pending rows get attempt + 1, a job key and the least loaded backend; a row whose lease ran out keeps all
-        three and comes back with taken_over set. Raises DatabaseAway: rows taken by a commit whose answer was
-        lost are taken over when their lease is over.
+        three and comes back with taken_over set, from a backend that takes no work without may_send. Raises
+        DatabaseAway: rows taken by a commit whose answer was lost are taken over when their lease is over.
 
         known -- backends the caller has a provider for, since during a deploy the table may name newer ones; None: all
         """
@@ -146,12 +155,12 @@ class Slots:
         self, c: sa.Connection, *, pool: str, at_most: int, lease: float, known: list[str] | None
     ) -> tuple[list[Task], int, bool]:
         """The rows taken, how many of them were pending, and none_left."""
-        capacity = {row.name: row.capacity for row in c.execute(_LOCK, {"pool": pool, "known": known})}
-        if not capacity or at_most < 1:
+        if at_most < 1:
             return [], 0, False
+        capacity = {row.name: row.capacity for row in c.execute(_LOCK, {"pool": pool, "known": known})}
         live = {row.backend: row.live for row in c.execute(_IN_FLIGHT, {"backends": list(capacity)})}
         load = {name: live.get(name, 0) for name in capacity}
-        over = c.execute(_LEASE_OVER, {"pool": pool, "backends": list(capacity), "limit": at_most})
+        over = c.execute(_LEASE_OVER, {"pool": pool, "known": known, "limit": at_most})
         placed = [(task, task.backend or "") for task in map(task_of, over)]
         # No more than can be placed: of rows that are picked and then left, the order of picking would mean nothing.
         free = sum(max(0, capacity[name] - load[name]) for name in capacity)
@@ -165,7 +174,7 @@ class Slots:
                 picked += 1
                 placed.append((task, place))
         none_left = wanted > 0 and len(pending) < wanted and picked == len(pending) and shunned is None
-        return self._own(c, placed, lease), picked, none_left
+        return self._own(c, placed, lease, capacity), picked, none_left
 
     def _pending(self, c: sa.Connection, pool: str, wanted: int, shunned: str | None) -> list[Task]:
         """Up to `wanted` rows in the order they are picked: high priority first, every fifth one by age alone."""
@@ -181,7 +190,9 @@ class Slots:
         queues = {True: iter(oldest), False: iter(first)}
         return [task for turn in turns if (task := next(queues[turn], None))]
 
-    def _own(self, c: sa.Connection, placed: Sequence[tuple[Task, str]], lease: float) -> list[Task]:
+    def _own(
+        self, c: sa.Connection, placed: Sequence[tuple[Task, str]], lease: float, working: Collection[str]
+    ) -> list[Task]:
         if not placed:
             return []
         ordered = sorted(placed, key=lambda pair: pair[0].id)
@@ -201,7 +212,7 @@ class Slots:
             begun: dict[str, Any] = {name: [column[i] for i in new] for name, column in columns.items()}
             del begun["versions"]
             c.execute(_BEGIN_ATTEMPTS, begun | {"seeds": [seed_for(keys[i]) for i in new]})
-        return [task_of(row, taken_over=row.id in over) for row in rows]
+        return [task_of(row, taken_over=row.id in over, may_send=row.backend in working) for row in rows]
 
     def sync(self, wanted: Sequence[tuple[str, str, str, str, int, float]]) -> None:
         """Make `backends` say what the backends file says: (name, pool, adapter, url, capacity, max_run_seconds)."""

@@ -119,6 +119,8 @@ class Task:
     now: datetime
     #: True only on a row that `take` handed out although somebody had it before: ask the provider first.
     taken_over: bool = False
+    #: False only on such a row whose backend takes no work: the provider may be asked, and sent nothing.
+    may_send: bool = True
 
     @property
     def workflow(self) -> str | None:

@@ -207,6 +207,18 @@ def test_a_pool_that_takes_no_work_gets_no_permits(lab: Lab) -> None:
     assert lab.publisher.sent == []
 
 
+def test_a_paused_pool_gets_permits_while_a_row_there_has_no_owner(lab: Lab) -> None:
+    task = lab.submitting()
+    lab.slots.pause("gpu-1", "ann", "new driver", None)
+    lab.schedule.make_permits()
+    assert lab.publisher.sent == []
+    lab.age(task, free_at=1)
+
+    lab.schedule.make_permits()
+
+    assert lab.queues == {"submit.comfyui": 1}
+
+
 def test_a_hint_has_somebody_look_what_ended_at_that_backend(lab: Lab) -> None:
     lab.processing()
 

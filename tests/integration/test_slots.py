@@ -138,6 +138,7 @@ def test_after_the_lease_another_worker_has_the_same_attempt_and_job(rows: Rows)
     (over,) = rows.take()
 
     assert over.taken_over
+    assert over.may_send
     assert (over.attempt, over.job_key, over.backend) == (task.attempt, task.job_key, task.backend)
     assert over.version == task.version + 1
     assert over.free_at > over.now
@@ -159,10 +160,7 @@ def test_a_takeover_needs_no_free_slot_and_comes_first(rows: Rows) -> None:
     assert [taken.id for taken in rows.take(5)] == [task.id]
 
 
-@pytest.mark.parametrize("state", ["down", "frozen", "paused", "paused for a while", "gone from the file"])
-def test_a_backend_that_takes_no_work_gets_none(rows: Rows, state: str) -> None:
-    task = rows.age(rows.submitting(), free_at=1)
-    rows.pending()
+def close_gpu_1(rows: Rows, state: str) -> None:
     match state:
         case "paused":
             rows.slots.pause("gpu-1", "ann", "new driver", None)
@@ -174,10 +172,39 @@ def test_a_backend_that_takes_no_work_gets_none(rows: Rows, state: str) -> None:
         case _:
             rows.slots.set_health("gpu-1", state)
 
+
+@pytest.mark.parametrize("state", ["down", "frozen", "paused", "paused for a while", "gone from the file"])
+def test_a_backend_that_takes_no_work_gets_none(rows: Rows, state: str) -> None:
+    rows.pending()
+    close_gpu_1(rows, state)
+
     taken = rows.slots.take(POOL, at_most=5, lease_seconds=60)
 
     assert (taken.tasks, taken.none_left) == ([], False)
-    assert rows.now(task).status is Status.SUBMITTING
+    assert not any(backend.wants_permits for backend in rows.slots.backends())
+
+
+@pytest.mark.parametrize("state", ["frozen", "paused", "paused for a while", "gone from the file"])
+def test_a_row_whose_lease_is_over_where_no_work_is_taken_is_taken_over_to_ask_and_not_to_send(
+    rows: Rows, state: str
+) -> None:
+    task = rows.age(rows.submitting(), free_at=1)
+    rows.pending()
+    close_gpu_1(rows, state)
+    assert [backend.name for backend in rows.slots.backends() if backend.wants_permits] == ["gpu-1"]
+
+    (over,) = rows.take(5)
+
+    assert (over.id, over.backend, over.taken_over, over.may_send) == (task.id, "gpu-1", True, False)
+    assert not any(backend.wants_permits for backend in rows.slots.backends())
+
+
+def test_a_row_at_a_server_that_is_down_waits_for_it(rows: Rows) -> None:
+    rows.age(rows.submitting(), free_at=1)
+    close_gpu_1(rows, "down")
+
+    assert rows.take(5) == []
+    assert not rows.slots.backends()[0].wants_permits
 
 
 def test_a_pause_that_is_over_and_a_resumed_backend_get_work(rows: Rows) -> None:

@@ -156,6 +156,34 @@ def test_after_a_doubt_nothing_is_sent_before_the_lease_is_over_and_the_provider
     assert calls[:3] == ["prepare", "submit", "find"]
 
 
+@pytest.mark.parametrize("state", ["paused", "frozen", "gone from the file"])
+@pytest.mark.parametrize("accepted", [True, False])
+def test_a_doubt_at_a_backend_that_takes_no_work_any_more_is_settled_by_asking_alone(
+    lab: Lab, state: str, accepted: bool
+) -> None:
+    task = lab.pending()
+    lab.provider.plan("submit", OutcomeUnknown("the answer was lost"), accepted=accepted)
+    lab.handle()
+    lab.age(task, free_at=1)
+    match state:
+        case "paused":
+            lab.slots.pause("gpu-1", "ann", "new driver", None)
+        case "frozen":
+            lab.slots.set_health("gpu-1", "frozen")
+        case _:
+            lab.backends(gpu_2=1)
+
+    verdict, row = lab.ended(task)
+
+    assert lab.provider.count("submit") == 1
+    if accepted:
+        assert (names(verdict), row.status, row.attempt) == (["order.processing"], Status.PROCESSING, 1)
+    else:
+        assert (verdict, row.status, row.charged, row.backend) == (Done(), Status.PENDING, 0, None)
+        assert row.free_at == row.changed_at
+        assert lab.attempts(task)[0].outcome == "not_created"
+
+
 def test_a_takeover_that_cannot_ask_sends_nothing(lab: Lab) -> None:
     task = lab.pending()
     lab.provider.plan("submit", OutcomeUnknown("lost"), accepted=True)
