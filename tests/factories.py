@@ -144,9 +144,15 @@ class Rows:
 
     def processing(self, **fields: Any) -> Task:
         task = self.submitting(**fields)
-        recorded = self.tasks.record(task, str(task.job_key), due_in=60)
+        recorded = self.record(task)
         assert recorded is not None
         return recorded
+
+    def may_post(self, task: Task, body_hash: str = "hash", lease_seconds: float = 60) -> bool:
+        return self.tasks.may_post([(task, body_hash)], lease_seconds)[0]
+
+    def record(self, task: Task, job_id: str | None = None, due_in: float = 60) -> Task | None:
+        return self.tasks.record([(task, job_id or str(task.job_key))], due_in)[0]
 
     def failed(self, task: Task | None = None, **fields: Any) -> Task:
         task = task or self.pending(**fields)

@@ -27,6 +27,7 @@ from shared.domain.messages import TASK_SUBMIT, Delivery, Message, dead_letter, 
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Hold, Outcome, Verdict
 from shared.domain.retry import Bug, RetryPolicy, tried
 from shared.domain.task import Reason, Stage, Status, Task
+from shared.gathered import Gathered
 from shared.observe.logs import ContextPool, bound
 from shared.observe.metrics import Metrics
 from shared.providers.base import Gone, Job, Prepared, Provider
@@ -64,6 +65,9 @@ class Submit:
     ) -> None:
         self._pool = pool
         self._tasks = tasks
+        # Each thread starts one row; what they write at the same time shares a transaction.
+        self._may_post = Gathered(self._begin_posts, passes=(Outage,))
+        self._record_job = Gathered(self._record_jobs, passes=(Outage,))
         self._slots = slots
         self._providers = providers
         self._calls = calls
@@ -132,17 +136,23 @@ class Submit:
             return Done()
         return self._record(task, provider, accepted.provider_job_id)
 
+    def _begin_posts(self, posts: Sequence[tuple[Task, str]]) -> Sequence[bool]:
+        return self._tasks.may_post(posts, self._lease)
+
+    def _record_jobs(self, accepted: Sequence[tuple[Task, str]]) -> Sequence[Task | None]:
+        return self._tasks.record(accepted, self._first_look)
+
     def _begin_post(self, task: Task, prepared: Prepared) -> float | None:
         """Our clock when the row became ours for one whole lease; None when nothing may be sent."""
 
         def begin() -> float | None:
             looked = time.monotonic()
-            return looked if self._tasks.may_post(task, prepared.body_hash, self._lease) else None
+            return looked if self._may_post((task, prepared.body_hash)) else None
 
         return self._insist(begin)
 
     def _record(self, task: Task, provider: Provider, job_id: str) -> Verdict:
-        recorded = self._insist(lambda: self._tasks.record(task, job_id, due_in=self._first_look))
+        recorded = self._insist(lambda: self._record_job((task, job_id)))
         if recorded is not None:
             log.info("task moved", extra={"from": task.status, "to": recorded.status, "backend": task.backend})
             return Done(then=[event(recorded, "processing")])

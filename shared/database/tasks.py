@@ -27,20 +27,22 @@ _KEPT_FINGERPRINT: Final = sa.text("select d.fingerprint from duplicate_keys d w
 #: Who still owns the row owns it for a whole lease from here on, so looking and preparing never eat up the time of the
 #: POST. A lease that ran out unnoticed is renewed: whoever takes a row over gives it another version. posted_at goes in
 #: with the body's hash in the same statement, so nobody POSTs unseen.
-_BEGIN_POST: Final = sa.text("""
+_BEGIN_POSTS: Final = sa.text("""
 with owned as (
-    update tasks set free_at = now() + :lease * interval '1 second', due_at = now() + :lease * interval '1 second'
-    where id = :id and version = :version and status = 'submitting' and deadline_at > clock_timestamp()
-    returning id, attempt
+    update tasks t set free_at = now() + :lease * interval '1 second', due_at = now() + :lease * interval '1 second'
+    from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:hashes as text[])) as v(id, version, body_hash)
+    where t.id = v.id and t.version = v.version and t.status = 'submitting' and t.deadline_at > clock_timestamp()
+    returning t.id, t.version, t.attempt, v.body_hash
 )
-update attempts a set body_hash = :body_hash, posted_at = clock_timestamp()
+update attempts a set body_hash = owned.body_hash, posted_at = clock_timestamp()
 from owned where a.task_id = owned.id and a.attempt = owned.attempt
-returning a.attempt
+returning owned.id, owned.version
 """)
 
 _ACCEPTED: Final = sa.text("""
-update attempts set provider_job_id = :job, accepted_at = coalesce(accepted_at, now())
-where task_id = :id and attempt = :attempt
+update attempts a set provider_job_id = v.job, accepted_at = coalesce(a.accepted_at, now())
+from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:jobs as text[])) as v(id, attempt, job)
+where a.task_id = v.id and a.attempt = v.attempt
 """)
 
 #: Only the next look is written, so a row that is being moved meanwhile is not disturbed. A final row whose
@@ -97,6 +99,10 @@ class Counter(Protocol):
     def observe(self, name: str, seconds: float, /, **labels: str) -> None: ...
 
 
+#: What else belongs into the transaction of some moves, given the moves that were made.
+_Also = Callable[[sa.Connection, Mapping[uuid.UUID, Task]], object]
+
+
 class Tasks:
     """The table `tasks`, written in the name of `actor`. Safe to use from many threads."""
 
@@ -137,16 +143,19 @@ class Tasks:
         return self._move(changes) if changes else {}
 
     def move_each(self, changes: Sequence[Change]) -> list[Task | None]:
-        """The same for changes of many threads, one answer each. Of several changes of one row the first counts."""
-        first = {change.task.id: change for change in reversed(changes)}
-        moved = self.move(list(first.values()))
-        return [moved.get(change.task.id) if first[change.task.id] is change else None for change in changes]
+        """The same for changes of many threads, one answer each. Of several of one row its newest reader's counts."""
+        return self._move_each(changes)
 
-    def _move(
-        self, changes: Sequence[Change], also: Callable[[sa.Connection, Mapping[uuid.UUID, Task]], None] | None = None
-    ) -> dict[uuid.UUID, Task]:
-        """also -- what else belongs into the same transaction, given the moves that were made"""
+    def _move_each(self, changes: Sequence[Change], also: _Also | None = None) -> list[Task | None]:
+        newest: dict[uuid.UUID, Change] = {}
+        for change in changes:
+            kept = newest.get(change.task.id)
+            if kept is None or kept.task.version < change.task.version:
+                newest[change.task.id] = change
+        moved = self._move(list(newest.values()), also)
+        return [moved.get(change.task.id) if newest[change.task.id] is change else None for change in changes]
 
+    def _move(self, changes: Sequence[Change], also: _Also | None = None) -> dict[uuid.UUID, Task]:
         def work(connection: sa.Connection) -> dict[uuid.UUID, Task]:
             made = move_in(connection, changes, self._actor)
             if also is not None:
@@ -172,32 +181,41 @@ class Tasks:
             seconds = (task.changed_at - task.created_at).total_seconds()
             self._metrics.observe("order_duration_seconds", seconds, pool=task.pool, outcome=task.status)
 
-    def may_post(self, task: Task, body_hash: str, lease_seconds: float) -> bool:
-        """Note that the POST leaves now and own the row for one lease from here.
+    def may_post(self, posts: Sequence[tuple[Task, str]], lease_seconds: float) -> list[bool]:
+        """Note that these POSTs leave now, with the hash of each body, and own the rows for one lease from here.
 
-        False: nothing may be sent, since the row is not ours any more or past its deadline. Safe to repeat.
+        One answer each. False: nothing may be sent, since the row is not ours any more or past its deadline. Safe to
+        repeat.
         """
-        values = {"id": task.id, "version": task.version, "body_hash": body_hash, "lease": lease_seconds}
-        return in_transaction(self._engine, lambda c: c.execute(_BEGIN_POST, values).one_or_none() is not None)
+        ordered = sorted(posts, key=lambda post: post[0].id)
+        values = {
+            "ids": [str(task.id) for task, _ in ordered],
+            "versions": [task.version for task, _ in ordered],
+            "hashes": [body_hash for _, body_hash in ordered],
+            "lease": lease_seconds,
+        }
 
-    def record(self, task: Task, provider_job_id: str, due_in: float) -> Task | None:
-        """submitting -> processing. The job id goes to `attempts` even when the row has moved on (then: None)."""
-        change = Change(task=task, to=Status.PROCESSING, provider_job_id=provider_job_id, due_in=due_in)
+        def work(connection: sa.Connection) -> set[tuple[uuid.UUID, int]]:
+            if len(ordered) > 1:
+                connection.execute(LOCK_IN_ORDER, {"ids": values["ids"]})
+            return {(row.id, row.version) for row in connection.execute(_BEGIN_POSTS, values)}
 
-        def work(connection: sa.Connection) -> Task | None:
-            # First tasks, then attempts, as every move does: the other way round two of them could deadlock.
-            moved = move_in(connection, [change], self._actor).get(task.id)
-            connection.execute(_ACCEPTED, {"id": task.id, "attempt": task.attempt, "job": provider_job_id})
-            return moved
+        ours = in_transaction(self._engine, work)
+        return [(task.id, task.version) in ours for task, _ in posts]
 
-        recorded = in_transaction(self._engine, work)
-        self._metrics.count(
-            "transitions_total",
-            from_status=task.status,
-            to_status=change.to,
-            result="applied" if recorded else "stale",
-        )
-        return recorded
+    def record(self, accepted: Sequence[tuple[Task, str]], due_in: float) -> list[Task | None]:
+        """submitting -> processing for each row and its provider job id. One answer each, None: the row has moved on.
+
+        The job id goes to `attempts` in any case.
+        """
+        changes = [Change(task=t, to=Status.PROCESSING, provider_job_id=job, due_in=due_in) for t, job in accepted]
+        values = {
+            "ids": [str(task.id) for task, _ in accepted],
+            "attempts": [task.attempt for task, _ in accepted],
+            "jobs": [job for _, job in accepted],
+        }
+        # First tasks, then attempts, as every move does: the other way round two of them could deadlock.
+        return self._move_each(changes, lambda connection, _: connection.execute(_ACCEPTED, values))
 
     def take_due(self, limit: int, next_look: float, skip_pools: Sequence[str] = ()) -> list[Task]:
         """Rows whose moment has come, oldest first; each comes due again unless it moves.

@@ -68,7 +68,7 @@ class Lab:
 
     def processing(self, **fields: Any) -> Task:
         task = self.submitting(**fields)
-        recorded = self.tasks.record(task, str(task.job_key), due_in=60)
+        recorded = self.tasks.record([(task, str(task.job_key))], due_in=60)[0]
         assert recorded is not None
         return recorded
 

@@ -216,7 +216,7 @@ def test_an_order_whose_tries_are_used_up_fails_with_a_letter(lab: Lab, failed: 
         lab.look(task)
         lab.age(task, free_at=1)
         (task,) = lab.take()
-        recorded = lab.tasks.record(task, "job", 60)
+        recorded = lab.record(task, "job", 60)
         assert recorded is not None
         lab.provider.finish(task, failed)
 
@@ -242,7 +242,7 @@ def test_an_execution_error_gets_one_more_attempt(lab: Lab) -> None:
     assert lab.now(task).status is Status.PENDING
     lab.age(task, free_at=1)
     (task,) = lab.take()
-    lab.tasks.record(task, "job", 60)
+    lab.record(task, "job", 60)
     lab.provider.finish(task, error)
 
     lab.look(task)
@@ -387,7 +387,7 @@ def test_a_late_look_at_an_older_attempt_is_ignored(lab: Lab) -> None:
     old = lab.running(Succeeded(outputs=[{}]))
     lab.moved(old, Status.PENDING)
     (new,) = lab.take()
-    lab.tasks.record(new, "job", 60)
+    lab.record(new, "job", 60)
 
     assert lab.look(old) == Done(then=[], follow_up_of=[])
     assert lab.now(old).version == new.version + 1

@@ -46,7 +46,7 @@ class Workers(RuleBasedStateMachine):
     def record(self, task: Task) -> object:
         if task.status is not Status.SUBMITTING:
             return multiple()
-        recorded = self.rows.tasks.record(task, "job", 60)
+        recorded = self.rows.record(task, "job", 60)
         return recorded or multiple()
 
     @rule(

@@ -110,14 +110,14 @@ def test_a_stopped_database_is_an_outage_and_works_again_when_it_is_back(private
     private_stack.database.stop()
 
     assert away(lambda: rows.tasks.claim([a_claim()]))
-    assert away(lambda: rows.tasks.record(task, "job", 1))
+    assert away(lambda: rows.record(task, "job", 1))
     assert away(rows.slots.backends)
     assert away(lambda: rows.tasks.get([task.id]))
     eventually(lambda: led(leader) is None, within=10, what="the lead is lost with the connection")
 
     private_stack.database.start()
 
-    assert rows.tasks.record(task, "job", 60) is not None
+    assert rows.record(task, "job", 60) is not None
     assert rows.now(task).status is Status.PROCESSING
     assert leader.leads("gpu-1")
     leader.close()

@@ -95,7 +95,7 @@ def test_many_due_rows_travel_in_few_messages_each_for_one_backend(lab: Lab) -> 
     lab.backends(gpu_1=200, gpu_2=200)
     lab.tasks.claim([a_claim() for _ in range(250)])
     for task in lab.take(250):
-        lab.tasks.record(task, "job", 60)
+        lab.record(task, "job", 60)
     lab.sql("update tasks set due_at = now() - interval '1 second'")
 
     assert lab.schedule.turn() is False

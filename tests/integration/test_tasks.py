@@ -22,7 +22,7 @@ def rows(database_url: str) -> Iterator[Rows]:
 def test_the_post_is_noted_with_its_body_before_it_leaves(rows: Rows) -> None:
     task = rows.submitting(lease_seconds=60)
 
-    assert rows.tasks.may_post(task, "body-hash", lease_seconds=60)
+    assert rows.may_post(task, "body-hash", lease_seconds=60)
 
     (attempt,) = rows.attempts(task)
     assert attempt.body_hash == "body-hash"
@@ -33,7 +33,7 @@ def test_the_owner_that_posts_owns_the_row_for_a_whole_lease_from_there(rows: Ro
     """Looking and preparing used up the first one; otherwise a lease just long enough would never allow a POST."""
     task = rows.submitting(lease_seconds=5)
 
-    assert rows.tasks.may_post(task, "body-hash", lease_seconds=60)
+    assert rows.may_post(task, "body-hash", lease_seconds=60)
 
     now = rows.tasks.refresh(task)
     assert (now.free_at - now.now).total_seconds() > 50
@@ -45,7 +45,7 @@ def test_an_owner_whose_lease_ran_out_unnoticed_owns_the_row_for_another_one(row
     task = rows.submitting(lease_seconds=20)
     rows.age(task, free_at=1)
 
-    assert rows.tasks.may_post(task, "body-hash", lease_seconds=60)
+    assert rows.may_post(task, "body-hash", lease_seconds=60)
 
     assert rows.take() == []
     assert not rows.now(task).is_past_deadline
@@ -55,7 +55,7 @@ def test_of_an_owner_that_renews_its_lease_and_a_worker_that_takes_over_one_has_
     for _ in range(10):
         task = rows.age(rows.submitting(), free_at=1)
 
-        may_post, over = at_once([lambda task=task: rows.tasks.may_post(task, "hash", 60), rows.take])  # type: ignore[misc]
+        may_post, over = at_once([lambda task=task: rows.may_post(task, "hash", 60), rows.take])  # type: ignore[misc]
 
         assert may_post is (over == [])
 
@@ -63,7 +63,7 @@ def test_of_an_owner_that_renews_its_lease_and_a_worker_that_takes_over_one_has_
 def test_no_post_leaves_once_the_deadline_has_passed(rows: Rows) -> None:
     task = rows.age(rows.submitting(), deadline_at=1)
 
-    assert not rows.tasks.may_post(task, "body-hash", lease_seconds=60)
+    assert not rows.may_post(task, "body-hash", lease_seconds=60)
 
     assert rows.attempts(task)[0].posted_at is None
 
@@ -74,14 +74,14 @@ def test_no_post_leaves_for_a_row_that_was_cancelled_or_taken_over(rows: Rows) -
     rows.age(taken_over, free_at=1)
     assert len(rows.take()) == 1
 
-    assert not rows.tasks.may_post(cancelled, "hash", 1)
-    assert not rows.tasks.may_post(taken_over, "hash", 1)
+    assert not rows.may_post(cancelled, "hash", 1)
+    assert not rows.may_post(taken_over, "hash", 1)
 
 
 def test_recording_a_job_moves_the_row_and_names_its_next_look(rows: Rows) -> None:
     task = rows.submitting()
 
-    recorded = rows.tasks.record(task, "job-7", due_in=12)
+    recorded = rows.record(task, "job-7", due_in=12)
 
     assert recorded is not None
     assert (recorded.status, recorded.provider_job_id) == (Status.PROCESSING, "job-7")
@@ -94,7 +94,7 @@ def test_the_job_is_known_to_its_attempt_even_when_the_row_has_moved_on(rows: Ro
     task = rows.submitting()
     rows.tasks.cancel(task.id)
 
-    assert rows.tasks.record(task, "job-7", due_in=1) is None
+    assert rows.record(task, "job-7", due_in=1) is None
 
     assert rows.attempts(task)[0].provider_job_id == "job-7"
     assert rows.now(task).status is Status.CANCELLED
@@ -102,10 +102,10 @@ def test_the_job_is_known_to_its_attempt_even_when_the_row_has_moved_on(rows: Ro
 
 def test_recording_twice_keeps_the_first_time(rows: Rows) -> None:
     task = rows.submitting()
-    rows.tasks.record(task, "job-7", due_in=1)
+    rows.record(task, "job-7", due_in=1)
     before = rows.attempts(task)
 
-    assert rows.tasks.record(task, "job-7", due_in=1) is None
+    assert rows.record(task, "job-7", due_in=1) is None
 
     assert rows.attempts(task) == before
 
@@ -295,3 +295,37 @@ def test_of_two_changes_of_one_row_in_a_batch_the_first_counts(rows: Rows) -> No
     assert [row.id for row in (first, second) if row] == [one.id, other.id]
     assert late is None
     assert rows.now(one).status is Status.COMPLETED
+
+
+def test_of_many_posts_each_gets_its_own_answer(rows: Rows) -> None:
+    mine, cancelled, other = rows.submitting(), rows.submitting(), rows.submitting()
+    rows.tasks.cancel(cancelled.id)
+
+    answers = rows.tasks.may_post([(task, f"hash of {task.id}") for task in (other, cancelled, mine)], 60)
+
+    assert answers == [True, False, True]
+    assert [rows.attempts(task)[0].body_hash for task in (mine, other)] == [f"hash of {t.id}" for t in (mine, other)]
+    assert rows.attempts(cancelled)[0].posted_at is None
+
+
+def test_of_many_jobs_those_are_recorded_whose_rows_wait_for_them(rows: Rows) -> None:
+    mine, cancelled, other = rows.submitting(), rows.submitting(), rows.submitting()
+    rows.tasks.cancel(cancelled.id)
+
+    recorded = rows.tasks.record([(task, f"job of {task.id}") for task in (other, cancelled, mine)], 60)
+
+    assert [task and task.provider_job_id for task in recorded] == [f"job of {other.id}", None, f"job of {mine.id}"]
+    assert rows.attempts(cancelled)[0].provider_job_id == f"job of {cancelled.id}"
+
+
+def test_an_owner_that_lost_its_row_to_the_same_process_does_not_stand_in_its_way(rows: Rows) -> None:
+    before = rows.submitting()
+    rows.age(before, free_at=1)
+    (now,) = rows.take()
+
+    assert rows.tasks.may_post([(before, "old"), (now, "new")], 60) == [False, True]
+    late, recorded = rows.tasks.record([(before, "job"), (now, "job")], 60)
+
+    assert late is None
+    assert recorded is not None and recorded.status is Status.PROCESSING  # noqa: PT018 - the first is for the types
+    assert rows.attempts(now)[0].body_hash == "new"
