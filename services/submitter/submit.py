@@ -128,13 +128,32 @@ class Submit:
             return self._fail(task, Reason.INPUT_UNAVAILABLE, str(error))
         except InputLater as error:
             return self._wait_for_input(task, error)
-        except (ProviderAway, OutcomeUnknown) as error:
-            # A job may exist. Nobody sends anything before the lease is over and the provider has been asked.
-            log.warning("provider gave no answer", extra={"backend": task.backend, "why": str(error)})
-            if not provider.is_alive():
-                self._down(task, error)
-            return Done()
+        except OutcomeUnknown as error:
+            return self._broken(task, provider, error) if error.was_answered else self._doubt(task, provider, error)
+        except ProviderAway as error:
+            return self._doubt(task, provider, error)
         return self._record(task, provider, accepted.provider_job_id)
+
+    def _doubt(self, task: Task, provider: Provider, error: ProviderAway | OutcomeUnknown) -> Verdict:
+        """A job may exist. Nobody sends anything before the lease is over and the provider has been asked."""
+        log.warning("provider gave no answer", extra={"backend": task.backend, "why": str(error)})
+        if not provider.is_alive():
+            self._down(task, error)
+        return Done()
+
+    def _broken(self, task: Task, provider: Provider, error: OutcomeUnknown) -> Verdict:
+        """The provider answered with an error of its own. When it has no job either, that used up a try."""
+        try:
+            found = provider.find(Job.of(task))
+        except ProviderAway as away:
+            return self._doubt(task, provider, away)
+        if not isinstance(found, Gone):
+            return self._record(task, provider, str(task.job_key))
+        log.warning("provider is broken", extra={"backend": task.backend, "why": str(error)})
+        charged = task.charged + 1
+        if not self._retry.has_tries_left(charged):
+            return self._fail(task, Reason.ATTEMPTS_EXHAUSTED, f"{charged} attempts: {error}")
+        return self._back_to_pending(task, str(error), self._retry.backoff_seconds(charged), is_broken=True)
 
     def _begin_posts(self, posts: Sequence[tuple[Task, str]]) -> Sequence[bool]:
         return self._tasks.may_post(posts, self._lease)
@@ -195,8 +214,19 @@ class Submit:
         backoff = self._retry.backoff_seconds(failures)
         return self._back_to_pending(task, str(error), backoff, outcome=Reason.INPUT_UNAVAILABLE)
 
-    def _back_to_pending(self, task: Task, why: str, free_in: float, outcome: str = "not_created") -> Verdict:
-        change = Change(task=task, to=Status.PENDING, detail=why, free_in=free_in, attempt_outcome=outcome)
+    def _back_to_pending(
+        self, task: Task, why: str, free_in: float, *, outcome: str = "not_created", is_broken: bool = False
+    ) -> Verdict:
+        """is_broken -- it is the backend's fault: the attempt counts, and the next one goes elsewhere if it can."""
+        change = Change(
+            task=task,
+            to=Status.PENDING,
+            detail=why,
+            free_in=free_in,
+            charge=is_broken,
+            avoid_backend=task.backend if is_broken else None,
+            attempt_outcome=outcome,
+        )
         moved = self._insist(lambda: self._tasks.move([change]))
         return Done() if moved else self._not_sent(task)
 

@@ -58,7 +58,15 @@ class ProviderRejected(DarkroomError):
 
 
 class OutcomeUnknown(DarkroomError):
-    """The request left and no usable answer came. A job may exist; only `find` can tell."""
+    """The request left and no usable answer came. A job may exist; only `find` can tell.
+
+    was_answered -- the provider answered in full, if uselessly (HTTP 500), so it is done with the request: what `find`
+                    does not see now, will not come
+    """
+
+    def __init__(self, message: str, *, was_answered: bool = False) -> None:
+        super().__init__(message)
+        self.was_answered = was_answered
 
 
 class ProviderAway(DarkroomError):

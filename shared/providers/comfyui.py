@@ -118,16 +118,16 @@ class ComfyUI:
                 return self._post(prepared)
             except _PictureGone as gone:
                 prepared = self._prepare_again(prepared, gone, ends)
-            except NoAnswer:
-                return self._settle(prepared, ends)
+            except NoAnswer as lost:
+                return self._settle(prepared, ends, lost)
             try:
                 return self._post(prepared)
             except _PictureGone as gone:
                 raise ProviderRejected(str(gone)) from gone
-            except NoAnswer:
-                return self._settle(prepared, ends)
+            except NoAnswer as lost:
+                return self._settle(prepared, ends, lost)
 
-    def _settle(self, prepared: Prepared, ends: float) -> Accepted:
+    def _settle(self, prepared: Prepared, ends: float, lost: NoAnswer) -> Accepted:
         """Found: accepted. Proven absent: posted once more. Anything else: OutcomeUnknown."""
         if self._is_there(prepared.job):
             return Accepted(str(prepared.job.job_key))
@@ -140,7 +140,8 @@ class ComfyUI:
         except NoAnswer as error:
             if self._is_there(prepared.job):
                 return Accepted(str(prepared.job.job_key))
-            raise OutcomeUnknown(f"two answers were lost: {error}") from error
+            was_answered = isinstance(lost, BadAnswer) and isinstance(error, BadAnswer)
+            raise OutcomeUnknown(f"no usable answer to two POSTs: {error}", was_answered=was_answered) from error
         self._drop_second_row(accepted.provider_job_id)
         return accepted
 

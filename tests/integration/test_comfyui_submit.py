@@ -99,12 +99,24 @@ def test_a_slow_answer_is_settled_without_a_second_post(lab: Lab) -> None:
     assert ("submit", "timeout") in lab.observed
 
 
-def test_two_lost_posts_end_in_outcome_unknown_and_never_a_third(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("faults", "was_answered"),
+    [
+        ({"drop_before_read": {}}, False),
+        ({"answer_500": {}}, True),
+        ({"drop_before_read": {"times": 1}, "answer_500": {}}, False),
+    ],
+    ids=["lost", "answered", "lost and answered"],
+)
+def test_two_useless_answers_end_in_outcome_unknown_and_never_a_third_post(
+    lab: Lab, faults: dict[str, object], was_answered: bool
+) -> None:
     job = a_job()
-    lab.faults(drop_before_read={})
-    with pytest.raises(OutcomeUnknown):
+    lab.faults(**faults)
+    with pytest.raises(OutcomeUnknown) as caught:
         lab.adapter.submit(lab.adapter.prepare(job))
     assert lab.posts == 2
+    assert caught.value.was_answered is was_answered
     lab.faults(clear=True)
     assert isinstance(lab.adapter.find(job), Gone)
 

@@ -156,6 +156,40 @@ def test_after_a_doubt_nothing_is_sent_before_the_lease_is_over_and_the_provider
     assert calls[:3] == ["prepare", "submit", "find"]
 
 
+def test_a_post_that_was_answered_with_an_error_and_made_nothing_uses_up_a_try(lab: Lab) -> None:
+    task = lab.pending()
+    lab.provider.plan("submit", *[OutcomeUnknown("HTTP 500", was_answered=True)] * 3, accepted=False)
+
+    for charged in (1, 2):
+        verdict, row = lab.ended(task)
+        assert (verdict, row.status, row.charged, row.avoid_backend) == (Done(), Status.PENDING, charged, "gpu-1")
+        assert row.detail == "HTTP 500"
+    verdict, row = lab.ended(task)
+
+    assert (row.status, row.reason, row.charged) == (Status.FAILED, Reason.ATTEMPTS_EXHAUSTED, 3)
+    assert names(verdict) == ["submit.dead", "order.failed"]
+    assert lab.provider.count("submit") == 3
+
+
+def test_a_post_that_was_answered_with_an_error_and_made_a_job_all_the_same_is_recorded(lab: Lab) -> None:
+    task = lab.pending()
+    lab.provider.plan("submit", OutcomeUnknown("HTTP 500", was_answered=True), accepted=True)
+
+    verdict, row = lab.ended(task)
+
+    assert (names(verdict), row.status, row.charged) == (["order.processing"], Status.PROCESSING, 0)
+
+
+def test_an_error_nobody_can_ask_about_is_left_to_the_next_owner(lab: Lab) -> None:
+    task = lab.pending()
+    lab.provider.plan("submit", OutcomeUnknown("HTTP 500", was_answered=True), accepted=True)
+    lab.provider.plan("find", ProviderAway("no answer"))
+
+    verdict, row = lab.ended(task)
+
+    assert (verdict, row.status, row.charged) == (Done(), Status.SUBMITTING, 0)
+
+
 @pytest.mark.parametrize("state", ["paused", "frozen", "gone from the file"])
 @pytest.mark.parametrize("accepted", [True, False])
 def test_a_doubt_at_a_backend_that_takes_no_work_any_more_is_settled_by_asking_alone(
