@@ -85,8 +85,6 @@ class Intake:
 
     def _read(self, delivery: Delivery) -> _Read | Problem:
         """What the delivery asks for; a bare Problem when not even its key can be read."""
-        if delivery.type != ORDER_PLACED:
-            return Problem(Reason.INVALID_MESSAGE, f"message type {delivery.type!r} is not {ORDER_PLACED}")
         try:
             body = json.loads(delivery.body)
         except (ValueError, RecursionError) as error:
@@ -98,18 +96,9 @@ class Intake:
         except (ValidationError, UnicodeEncodeError):
             return Problem(Reason.INVALID_MESSAGE, "no readable idempotency_key")
         trace_id = trace_id_from(delivery.headers)
-        problem = None
-        if len(delivery.body) > MAX_ORDER_BYTES:
-            problem = Problem(
-                Reason.INVALID_MESSAGE, f"{len(delivery.body)} bytes, an order has at most {MAX_ORDER_BYTES}"
-            )
-        else:
-            try:
-                order = Order.model_validate(body)
-            except ValidationError as error:
-                problem = Problem(Reason.INVALID_MESSAGE, _named(error))
-        if problem is not None:
-            return _Read(self._unreadable(key, body, delivery.body, trace_id), problem)
+        order = _order(delivery, body)
+        if isinstance(order, Problem):
+            return _Read(self._unreadable(key, body, delivery.body, trace_id), order)
         return _Read(self._claim(order, trace_id), self._problem_of(order))
 
     def _claim(self, order: Order, trace_id: str) -> Claim:
@@ -208,6 +197,17 @@ class Intake:
         self._metrics.count("orders_received_total", source="amqp", result=received)
         if claim == "duplicate":
             self._metrics.count("duplicates_suppressed_total", point="claim")
+
+
+def _order(delivery: Delivery, body: dict[str, Any]) -> Order | Problem:
+    if delivery.type != ORDER_PLACED:
+        return Problem(Reason.INVALID_MESSAGE, f"message type {delivery.type!r} is not {ORDER_PLACED}")
+    if len(delivery.body) > MAX_ORDER_BYTES:
+        return Problem(Reason.INVALID_MESSAGE, f"{len(delivery.body)} bytes, an order has at most {MAX_ORDER_BYTES}")
+    try:
+        return Order.model_validate(body)
+    except ValidationError as error:
+        return Problem(Reason.INVALID_MESSAGE, _named(error))
 
 
 def _letter(row: Task) -> DeadLetter:
