@@ -24,6 +24,7 @@ def main() -> None:
     intake = Intake(
         service.tasks,
         pools=service.pools,
+        pools_now=service.slots.pools,
         problems=lambda order: workflows.problems(order.workflow, order.inputs),
         default_deadline_seconds=settings.default_deadline_seconds,
         metrics=service.metrics,

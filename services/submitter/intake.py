@@ -5,6 +5,7 @@ import json
 import logging
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,6 +18,7 @@ from shared.domain.messages import (
     ORDER_PLACED,
     Delivery,
     Key,
+    Message,
     Name,
     Order,
     event,
@@ -54,8 +56,9 @@ class _Read:
 class Intake:
     """Handler of the queue `orders`.
 
-    pools    -- the pools somebody serves
-    problems -- what is wrong with a workflow name and its inputs; empty when they can be started
+    pools     -- the pools this process serves
+    pools_now -- asks the table `backends` which pools there are; a newer process may have brought one
+    problems  -- what is wrong with a workflow name and its inputs; empty when they can be started
     """
 
     def __init__(
@@ -63,19 +66,22 @@ class Intake:
         tasks: Tasks,
         *,
         pools: Collection[str],
+        pools_now: Callable[[], Collection[str]],
         problems: Callable[[Order], Sequence[str]],
         default_deadline_seconds: float,
         metrics: Metrics,
     ) -> None:
         self._tasks = tasks
         self._pools = frozenset(pools)
+        self._pools_now = pools_now
         self._problems = problems
         self._deadline = default_deadline_seconds
         self._metrics = metrics
 
     def handle(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         """Claim what can be claimed. A redelivered order finds its own row and goes on from its status."""
-        read = [self._read(delivery) for delivery in deliveries]
+        pools_now = cache(self._pools_now)  # asked at most once per batch
+        read = [self._read(delivery, pools_now) for delivery in deliveries]
         claimed = iter(self._tasks.claim([r.claim for r in read if isinstance(r, _Read)]))
         pairs = [(r, next(claimed)) if isinstance(r, _Read) else (r, None) for r in read]
         failed = self._fail_unstartable(pairs)
@@ -83,7 +89,7 @@ class Intake:
             self._outcome(delivery, r, found, failed) for delivery, (r, found) in zip(deliveries, pairs, strict=True)
         ]
 
-    def _read(self, delivery: Delivery) -> _Read | Problem:
+    def _read(self, delivery: Delivery, pools_now: Callable[[], Collection[str]]) -> _Read | Problem:
         """What the delivery asks for; a bare Problem when not even its key can be read."""
         try:
             body = json.loads(delivery.body)
@@ -99,7 +105,7 @@ class Intake:
         order = _order(delivery, body)
         if isinstance(order, Problem):
             return _Read(self._unreadable(key, body, delivery.body, trace_id), order)
-        return _Read(self._claim(order, trace_id), self._problem_of(order))
+        return _Read(self._claim(order, trace_id), self._problem_of(order, pools_now))
 
     def _claim(self, order: Order, trace_id: str) -> Claim:
         return Claim(
@@ -130,13 +136,15 @@ class Intake:
             trace_id=trace_id,
         )
 
-    def _problem_of(self, order: Order) -> Problem | None:
-        if order.pool not in self._pools:
-            return Problem(
-                Reason.INVALID_MESSAGE, f"no pool {order.pool!r}; there are {', '.join(sorted(self._pools)) or 'none'}"
-            )
-        found = self._problems(order)
-        return Problem(Reason.INVALID_WORKFLOW, "; ".join(found)) if found else None
+    def _problem_of(self, order: Order, pools_now: Callable[[], Collection[str]]) -> Problem | None:
+        if order.pool in self._pools:
+            found = self._problems(order)
+            return Problem(Reason.INVALID_WORKFLOW, "; ".join(found)) if found else None
+        known = self._pools.union(pools_now())
+        if order.pool in known:
+            return None  # a newer process serves it, and knows what it takes
+        there_are = ", ".join(sorted(known)) or "none"
+        return Problem(Reason.INVALID_MESSAGE, f"no pool {order.pool!r}; there are {there_are}")
 
     def _fail_unstartable(self, pairs: Sequence[tuple[_Read | Problem, Claimed | None]]) -> dict[Any, Task]:
         """pending -> failed for rows that cannot be started: new ones, and those a dying worker left behind."""
@@ -168,7 +176,7 @@ class Intake:
                 if task.id in failed:
                     return self._buried(failed, task)
                 # A row with a problem that somebody moved in between: nobody may serve its pool.
-                return Done(then=[] if read.problem else [permit(task.pool)])
+                return Done(then=[] if read.problem else self._permits(task.pool))
             case ClaimResult.DUPLICATE:
                 self._count(task.pool, "duplicate", "duplicate")
                 log.info("duplicate order", extra={"task_id": str(task.id), "trace_id": read.claim.trace_id})
@@ -178,7 +186,7 @@ class Intake:
                     return _letter(task)  # the worker that failed it died before its letter left
                 # The worker that claimed it may have died before its permit left; a second permit does nothing.
                 again = delivery.redelivered and task.status is Status.PENDING and not read.problem
-                return Done(then=[permit(task.pool)] if again else [])
+                return Done(then=self._permits(task.pool) if again else [])
             case ClaimResult.CONFLICT:
                 self._count(task.pool, "conflict", "conflict")
                 detail = f"task {task.id} already has this idempotency_key with another content; it is untouched"
@@ -188,6 +196,10 @@ class Intake:
                 key = read.claim.idempotency_key
                 # Every copy says so again: the one that kept the key may have died before its event left.
                 return Done(then=[event(task, "duplicate", duplicate_key=key)])
+
+    def _permits(self, pool: str) -> list[Message]:
+        """None for a pool only others serve: its queue may not be there yet, and their scheduler makes one."""
+        return [permit(pool)] if pool in self._pools else []
 
     def _buried(self, failed: dict[Any, Task], task: Task) -> DeadLetter:
         return _letter(failed.pop(task.id))  # the first delivery of it in the batch is the letter

@@ -233,6 +233,11 @@ class Slots:
         """All backends, those no longer in the file included, with what is in flight on each."""
         return in_transaction(self._engine, lambda c: [Backend(**row._mapping) for row in c.execute(_ALL)])
 
+    def pools(self) -> frozenset[str]:
+        """The pools with a backend in somebody's backends file; a newer process may have brought one."""
+        statement = sa.text("select distinct pool from backends where enabled")
+        return in_transaction(self._engine, lambda c: frozenset(c.execute(statement).scalars()))
+
     def set_health(self, name: str, health: str, detail: str | None = None, *, only_from: str | None = None) -> bool:
         """up, down or frozen; True when that changed it. only_from -- leave it alone unless it is this."""
         statement = sa.text("""

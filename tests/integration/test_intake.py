@@ -25,7 +25,14 @@ def intake(rows: Rows) -> Intake:
     def problems(order: Order) -> Sequence[str]:
         return [] if order.workflow == "demo" else [f"no workflow {order.workflow}"]
 
-    return Intake(rows.tasks, pools=["comfyui"], problems=problems, default_deadline_seconds=3600, metrics=MEASURED)
+    return Intake(
+        rows.tasks,
+        pools=["comfyui"],
+        pools_now=rows.slots.pools,
+        problems=problems,
+        default_deadline_seconds=3600,
+        metrics=MEASURED,
+    )
 
 
 def raw(body: Any, **fields: Any) -> Delivery:
@@ -267,6 +274,39 @@ def test_an_order_nobody_serves_gets_no_permit_even_when_it_was_cancelled_in_bet
     monkeypatch.setattr(rows.tasks, "move", cancelled_first)
 
     assert permits(one(intake, raw(GOOD | {"pool": "nobody"}))) == []
+
+
+def test_an_order_for_a_pool_that_only_a_newer_process_knows_waits_for_it(intake: Intake, rows: Rows) -> None:
+    rows.slots.sync([("fal-1", "fal", "fal", "http://127.0.0.1:1", 2, 60.0)])
+    order = an_order(pool="fal", workflow=None)
+
+    first, again = (one(intake, delivered(order_placed(order), redelivered=r)) for r in (False, True))
+
+    assert (permits(first), permits(again)) == ([], []), "whoever serves the pool makes its permits"
+    assert row_of(rows, order.idempotency_key).status is Status.PENDING
+    assert rows.tasks.free_rows(["fal"]) == {"fal": 1}
+
+
+def test_an_order_for_a_pool_that_is_gone_from_the_backends_file_fails_at_once(intake: Intake, rows: Rows) -> None:
+    rows.slots.sync([("fal-1", "fal", "fal", "http://127.0.0.1:1", 2, 60.0)])
+    rows.backends(gpu_1=1)
+
+    outcome = one(intake, raw(GOOD | {"pool": "fal"}))
+
+    assert isinstance(outcome, DeadLetter)
+    assert outcome.detail == "no pool 'fal'; there are comfyui"
+
+
+def test_the_table_of_pools_is_read_once_per_batch_and_only_for_a_pool_not_known_here(
+    intake: Intake, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    monkeypatch.setattr(intake, "_pools_now", lambda: reads.append(1) or rows.slots.pools())
+
+    intake.handle([delivered(order_placed(an_order())) for _ in range(3)])
+    assert reads == []
+    intake.handle([raw(GOOD | {"idempotency_key": f"k{number}", "pool": "fal"}) for number in range(3)])
+    assert reads == [1]
 
 
 def test_the_counters_tell_accepted_from_invalid_duplicate_and_conflicting(intake: Intake) -> None:

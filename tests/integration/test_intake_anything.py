@@ -72,6 +72,7 @@ def test_every_delivery_gets_one_outcome_and_a_good_order_among_them_starts(
     intake = Intake(
         rows.tasks,
         pools=[POOL],
+        pools_now=rows.slots.pools,
         problems=lambda order: WORKFLOWS.problems(order.workflow, order.inputs),
         default_deadline_seconds=3600,
         metrics=MEASURED,
