@@ -101,7 +101,7 @@ class Service:
             (b.name, b.pool, b.adapter, b.url, b.capacity, b.max_run_seconds or self.settings.max_run_seconds)
             for b in self.backends
         ]
-        self.slots.sync(wanted)
+        self.slots.sync(wanted, rates={b.name: b.rate for b in self.backends if b.rate is not None})
 
     def watch(self, broker: Broker, *, needs_database: bool = True) -> None:
         """Have readiness follow the broker and the database; without need of the database it is only reported."""

@@ -38,12 +38,15 @@ backends: Final = sa.Table(
     _column("url", sa.Text),
     _column("capacity", sa.Integer, sa.CheckConstraint("capacity >= 1")),
     _column("max_run_seconds", DOUBLE_PRECISION, sa.CheckConstraint("max_run_seconds > 0")),
+    _maybe("rate_starts", sa.Integer, sa.CheckConstraint("rate_starts >= 1")),
+    _maybe("rate_seconds", DOUBLE_PRECISION, sa.CheckConstraint("rate_seconds > 0")),
     _column("enabled", sa.Boolean),
     _column("health", sa.Text, sa.CheckConstraint("health in ('up', 'down', 'frozen')")),
     _maybe("health_detail", sa.Text),
     _column("health_changed_at", _MOMENT),
     _maybe("paused_until", _MOMENT),
     _maybe("pause_reason", sa.Text),
+    sa.CheckConstraint("(rate_starts is null) = (rate_seconds is null)"),
 )
 
 tasks: Final = sa.Table(
@@ -143,6 +146,7 @@ attempts: Final = sa.Table(
     _maybe("outcome", sa.Text),
     _maybe("detail", sa.Text),
 )
+sa.Index("attempts_started", attempts.c.backend, attempts.c.started_at)
 
 artifacts: Final = sa.Table(
     "artifacts",

@@ -1,6 +1,6 @@
 """Backends and their slots: who may start what where. In flight is counted from live rows, never kept in a counter."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -11,6 +11,7 @@ from shared.database.actions import note_action
 from shared.database.engine import in_transaction
 from shared.database.rows import TASK, task_of
 from shared.database.tasks import Counter
+from shared.domain.rate import Rate
 from shared.domain.task import Status, Task, job_key_for, seed_for
 
 #: Every fifth pick goes by age alone, so a stream of high orders cannot starve a normal one.
@@ -57,7 +58,7 @@ class Taken:
 
 
 _LOCK: Final = sa.text("""
-select name, capacity from backends
+select name, capacity, rate_starts from backends
 where pool = :pool and enabled and health = 'up' and coalesce(paused_until <= now(), true)
     and (cast(:known as text[]) is null or name = any(:known)) order by name for update
 """)
@@ -66,6 +67,14 @@ where pool = :pool and enabled and health = 'up' and coalesce(paused_until <= no
 _IN_FLIGHT: Final = sa.text("""
 select backend, count(*) as live from tasks
 where backend = any(:backends) and (status in ('submitting', 'processing') or cancel_owed) group by backend
+""")
+
+#: Rates, too, are counted from rows: in any span of rate_seconds no more attempts begin than the rate says. Here and
+#: when the attempts are written the clock is read after the lock was had.
+_STARTED: Final = sa.text("""
+select b.name, (select count(*) from attempts a where a.backend = b.name
+    and a.started_at > statement_timestamp() - b.rate_seconds * interval '1 second') as starts
+from backends b where b.name = any(:rated)
 """)
 
 #: Also where no work may be started (paused, frozen, gone from the file): the server can be asked all the same.
@@ -98,19 +107,23 @@ returning {TASK}
 """)
 
 _BEGIN_ATTEMPTS: Final = sa.text("""
-insert into attempts (task_id, attempt, backend, job_key, seed)
-select * from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:backends as text[]),
-                     cast(:job_keys as uuid[]), cast(:seeds as bigint[]))
+insert into attempts (task_id, attempt, backend, job_key, seed, started_at)
+select v.*, statement_timestamp() from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:backends as text[]),
+                     cast(:job_keys as uuid[]), cast(:seeds as bigint[])) v
 """)
 
 _SYNC: Final = sa.text("""
-insert into backends (name, pool, adapter, url, capacity, max_run_seconds)
+insert into backends (name, pool, adapter, url, capacity, max_run_seconds, rate_starts, rate_seconds)
 select * from unnest(cast(:names as text[]), cast(:pools as text[]), cast(:adapters as text[]), cast(:urls as text[]),
-                     cast(:capacities as int[]), cast(:max_runs as float8[]))
+                     cast(:capacities as int[]), cast(:max_runs as float8[]),
+                     cast(:starts as int[]), cast(:seconds as float8[]))
 on conflict (name) do update set pool = excluded.pool, adapter = excluded.adapter, url = excluded.url,
-    capacity = excluded.capacity, max_run_seconds = excluded.max_run_seconds, enabled = true
-where (backends.pool, backends.adapter, backends.url, backends.capacity, backends.max_run_seconds, backends.enabled)
-    is distinct from (excluded.pool, excluded.adapter, excluded.url, excluded.capacity, excluded.max_run_seconds, true)
+    capacity = excluded.capacity, max_run_seconds = excluded.max_run_seconds, enabled = true,
+    rate_starts = excluded.rate_starts, rate_seconds = excluded.rate_seconds
+where (backends.pool, backends.adapter, backends.url, backends.capacity, backends.max_run_seconds, backends.enabled,
+        backends.rate_starts, backends.rate_seconds)
+    is distinct from (excluded.pool, excluded.adapter, excluded.url, excluded.capacity, excluded.max_run_seconds, true,
+        excluded.rate_starts, excluded.rate_seconds)
 """)
 
 _ALL: Final = sa.text("""
@@ -157,24 +170,21 @@ class Slots:
         """The rows taken, how many of them were pending, and none_left."""
         if at_most < 1:
             return [], 0, False
-        capacity = {row.name: row.capacity for row in c.execute(_LOCK, {"pool": pool, "known": known})}
-        live = {row.backend: row.live for row in c.execute(_IN_FLIGHT, {"backends": list(capacity)})}
-        load = {name: live.get(name, 0) for name in capacity}
+        rooms = _rooms(c, pool, known)
         over = c.execute(_LEASE_OVER, {"pool": pool, "known": known, "limit": at_most})
         placed = [(task, task.backend or "") for task in map(task_of, over)]
         # No more than can be placed: of rows that are picked and then left, the order of picking would mean nothing.
-        free = sum(max(0, capacity[name] - load[name]) for name in capacity)
-        wanted = min(at_most - len(placed), free)
-        shunned = _shunned(capacity, load)
+        wanted = min(at_most - len(placed), sum(room.free for room in rooms.values()))
+        shunned = _shunned(rooms)
         pending = self._pending(c, pool, wanted, shunned) if wanted else []
         picked = 0
         for task in pending:
-            if place := _place(task, capacity, load):
-                load[place] += 1
+            if place := _place(task, rooms):
+                rooms[place].fill()
                 picked += 1
                 placed.append((task, place))
         none_left = wanted > 0 and len(pending) < wanted and picked == len(pending) and shunned is None
-        return self._own(c, placed, lease, capacity), picked, none_left
+        return self._own(c, placed, lease, rooms), picked, none_left
 
     def _pending(self, c: sa.Connection, pool: str, wanted: int, shunned: str | None) -> list[Task]:
         """Up to `wanted` rows in the order they are picked: high priority first, every fifth one by age alone."""
@@ -214,11 +224,19 @@ class Slots:
             c.execute(_BEGIN_ATTEMPTS, begun | {"seeds": [seed_for(keys[i]) for i in new]})
         return [task_of(row, taken_over=row.id in over, may_send=row.backend in working) for row in rows]
 
-    def sync(self, wanted: Sequence[tuple[str, str, str, str, int, float]]) -> None:
-        """Make `backends` say what the backends file says: (name, pool, adapter, url, capacity, max_run_seconds)."""
+    def sync(
+        self, wanted: Sequence[tuple[str, str, str, str, int, float]], *, rates: Mapping[str, Rate] | None = None
+    ) -> None:
+        """Make `backends` say what the backends file says: (name, pool, adapter, url, capacity, max_run_seconds).
+
+        rates -- by backend; one that is not named starts as much as there is room for
+        """
         columns = list(zip(*sorted(wanted), strict=True)) or [()] * 6
         keys = ("names", "pools", "adapters", "urls", "capacities", "max_runs")
-        values = {key: list(column) for key, column in zip(keys, columns, strict=True)}
+        values: dict[str, list[Any]] = {key: list(column) for key, column in zip(keys, columns, strict=True)}
+        limits = [(rates or {}).get(name) for name in values["names"]]
+        values["starts"] = [limit and limit.starts for limit in limits]
+        values["seconds"] = [limit and limit.seconds for limit in limits]
 
         def work(connection: sa.Connection) -> None:
             connection.execute(_SYNC, values)
@@ -279,14 +297,47 @@ class Slots:
         return in_transaction(self._engine, work)
 
 
-def _shunned(capacity: dict[str, int], load: dict[str, int]) -> str | None:
+@dataclass(slots=True)
+class _Room:
+    """What one backend that takes work may still be given. starts -- what its rate allows now"""
+
+    capacity: int
+    load: int
+    starts: int
+
+    @property
+    def free(self) -> int:
+        return max(0, min(self.capacity - self.load, self.starts))
+
+    def fill(self) -> None:
+        self.load += 1
+        self.starts -= 1
+
+
+def _rooms(c: sa.Connection, pool: str, known: list[str] | None) -> dict[str, _Room]:
+    """The pool's backends that take work, by name, locked until the transaction ends."""
+    backends = c.execute(_LOCK, {"pool": pool, "known": known}).all()
+    live = {row.backend: row.live for row in c.execute(_IN_FLIGHT, {"backends": [b.name for b in backends]})}
+    rated = [b.name for b in backends if b.rate_starts is not None]
+    started = {row.name: row.starts for row in c.execute(_STARTED, {"rated": rated})} if rated else {}
+    return {
+        b.name: _Room(
+            capacity=b.capacity,
+            load=live.get(b.name, 0),
+            starts=b.capacity if b.rate_starts is None else b.rate_starts - started[b.name],
+        )
+        for b in backends
+    }
+
+
+def _shunned(rooms: Mapping[str, _Room]) -> str | None:
     """The one backend with a free slot, when there are others without: rows that avoid it wait for those."""
-    open_ = [name for name in capacity if load[name] < capacity[name]]
-    return open_[0] if len(open_) == 1 and len(capacity) > 1 else None
+    open_ = [name for name, room in rooms.items() if room.free]
+    return open_[0] if len(open_) == 1 and len(rooms) > 1 else None
 
 
-def _place(task: Task, capacity: dict[str, int], load: dict[str, int]) -> str | None:
+def _place(task: Task, rooms: Mapping[str, _Room]) -> str | None:
     """The least loaded backend with a free slot; never the one to avoid while another one is there at all."""
-    others = [name for name in capacity if name != task.avoid_backend] or list(capacity)
-    open_ = [name for name in others if load[name] < capacity[name]]
-    return min(open_, key=lambda name: (load[name] / capacity[name], load[name], name), default=None)
+    others = [name for name in rooms if name != task.avoid_backend] or list(rooms)
+    open_ = [name for name in others if rooms[name].free]
+    return min(open_, key=lambda n: (rooms[n].load / rooms[n].capacity, rooms[n].load, n), default=None)

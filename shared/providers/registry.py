@@ -7,6 +7,7 @@ url = "http://10.0.0.5:8188"
 capacity = 2                # jobs in flight: one running, one waiting
 # pool = "comfyui"          # default: the adapter's name
 # max_run_seconds = 1800    # default: the setting
+# rate = "300/m"            # starts per second (s) or minute (m), over all workers; default: no limit
 """
 
 import tomllib
@@ -21,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from shared.domain.errors import DarkroomError
 from shared.domain.messages import Name
+from shared.domain.rate import Rate
 from shared.providers.base import Provider
 from shared.providers.comfyui import ComfyUI, ignore
 from shared.providers.comfyui_http import Observe, Timings
@@ -79,6 +81,7 @@ class BackendConfig(BaseModel):
     url: str
     capacity: int = Field(2, ge=1, le=1000, description="jobs in flight there, over all workers")
     max_run_seconds: float | None = Field(None, gt=0, description="bounds one job; None: the setting")
+    rate: Rate | None = Field(None, description="starts there per second or minute, over all workers; None: no limit")
 
     @model_validator(mode="before")
     @classmethod
@@ -93,6 +96,11 @@ class BackendConfig(BaseModel):
         if adapter not in ADAPTERS:
             raise ValueError(f"no such adapter; there are: {', '.join(sorted(ADAPTERS))}")
         return adapter
+
+    @field_validator("rate", mode="before")
+    @classmethod
+    def _is_a_rate(cls, rate: Any) -> Rate:
+        return Rate.read(rate)
 
     @field_validator("url")
     @classmethod

@@ -3,11 +3,15 @@
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
+from shared.database.slots import Slots
+from shared.domain.rate import Rate
 from shared.domain.task import Priority, Status, Task, job_key_for, seed_for
-from tests.factories import POOL, Rows, a_claim, at_once
+from tests.factories import MEASURED, POOL, Rows, a_claim, at_once
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -354,3 +358,76 @@ def test_a_provider_lengthens_a_pause_and_never_shortens_it(rows: Rows) -> None:
 
     assert rows.slots.pause("gpu-1", "ann", "only for a moment", 60), "a person's word counts"
     assert pause() == (60, "only for a moment")
+
+
+def rated(rows: Rows, rate: str, capacity: int = 100) -> None:
+    rows.slots.sync(
+        [("gpu-1", POOL, "comfyui", "http://127.0.0.1:1", capacity, 60.0)], rates={"gpu-1": Rate.read(rate)}
+    )
+
+
+def test_three_takers_at_once_never_exceed_the_rate_and_use_it_up(rows: Rows) -> None:
+    rated(rows, "10/s")
+    many(rows, 40)
+
+    def take_all(number: int) -> int:
+        slots = Slots(rows.engine, f"taker-{number}", MEASURED)
+        taken = 0
+
+        def is_done() -> bool:
+            nonlocal taken
+            found = slots.take(POOL, at_most=4, lease_seconds=60)
+            taken += len(found.tasks)
+            return found.none_left
+
+        eventually(is_done, within=30, every=0.01)
+        return taken
+
+    taken = at_once([partial(take_all, number) for number in range(3)])
+
+    assert sum(taken) == 40
+    most = rows.sql("""
+        select max(starts) as starts from (select count(*) over (order by started_at
+            range between interval '999999 microseconds' preceding and current row) as starts from attempts) windows
+    """)
+    assert most[0].starts == 10
+    spent = rows.sql("select extract(epoch from max(started_at) - min(started_at)) as seconds from attempts")
+    assert 3 <= spent[0].seconds < 6
+
+
+def test_a_used_up_rate_keeps_rows_waiting_until_its_oldest_start_is_past(rows: Rows) -> None:
+    rated(rows, "3/m")
+    tasks = many(rows, 5)
+
+    assert len(rows.take(5)) == 3
+    assert rows.take(5) == []
+    assert not none_left(rows, 5), "the rows are there"
+
+    rows.sql("update attempts set started_at = now() - interval '61 seconds' where task_id = :id", id=tasks[0].id)
+    assert [task.id for task in rows.take(5)] == [tasks[3].id]
+
+
+def test_a_backend_whose_rate_is_used_up_leaves_the_work_to_another(rows: Rows) -> None:
+    url = "http://127.0.0.1:1"
+    both = [("gpu-1", POOL, "comfyui", url, 9, 60.0), ("gpu-2", POOL, "comfyui", url, 9, 60.0)]
+    rows.slots.sync(both, rates={"gpu-1": Rate.read("1/m")})
+    many(rows, 4)
+
+    assert Counter(task.backend for task in rows.take(4)) == {"gpu-1": 1, "gpu-2": 3}
+
+
+def test_a_row_taken_over_needs_no_start(rows: Rows) -> None:
+    rated(rows, "1/m")
+    task = rows.age(rows.submitting(), free_at=1)
+
+    assert [over.id for over in rows.take()] == [task.id]
+
+
+def test_a_rate_that_is_gone_from_the_file_limits_nothing_any_more(rows: Rows) -> None:
+    rated(rows, "1/m")
+    many(rows, 3)
+    assert len(rows.take(3)) == 1
+
+    rows.backends(gpu_1=100)
+
+    assert len(rows.take(3)) == 2

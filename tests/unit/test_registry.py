@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from shared.domain.rate import Rate
 from shared.providers.comfyui import ComfyUI
 from shared.providers.inputs import Pictures
 from shared.providers.registry import BackendConfig, InvalidBackends, Tools, build, load_backends
@@ -26,6 +27,12 @@ def test_a_backend_needs_three_lines(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(("text", "rate"), [("10/s", Rate(10, 1.0)), ("300/m", Rate(300, 60.0))])
+def test_a_rate_is_starts_per_second_or_minute(tmp_path: Path, text: str, rate: Rate) -> None:
+    (backend,) = load_backends(_file(tmp_path, f'{GOOD}rate = "{text}"\n'))
+    assert backend.rate == rate
+
+
 def test_a_configured_backend_becomes_a_provider(tmp_path: Path) -> None:
     (backend,) = load_backends(_file(tmp_path, GOOD))
     provider = build(backend, Tools(workflows=Workflows({}), pictures=Pictures()))
@@ -44,6 +51,7 @@ def test_a_configured_backend_becomes_a_provider(tmp_path: Path) -> None:
         ('url = "http://h"\nmax_run_seconds = -1', "max_run_seconds"),
         ('url = "http://h"\ncolour = "red"', "colour"),
         ('url = "http://h"\npool = "Big Pool"', "pool"),
+        *[(f'url = "http://h"\nrate = {rate}', "such as 10/s") for rate in ("10", '"0/s"', '"5/h"', '"-1/s"', '"1/s\\n"')],
     ],
 )
 def test_a_wrong_line_is_named_and_no_secret_shown(tmp_path: Path, line: str, sentence: str) -> None:

@@ -13,14 +13,18 @@ create table backends (
     url text not null,
     capacity int not null check (capacity >= 1),
     max_run_seconds double precision not null check (max_run_seconds > 0),
+    rate_starts int check (rate_starts >= 1),
+    rate_seconds double precision check (rate_seconds > 0),
     enabled boolean not null default true,
     health text not null default 'up' check (health in ('up', 'down', 'frozen')),
     health_detail text,
     health_changed_at timestamptz not null default now(),
     paused_until timestamptz,
-    pause_reason text
+    pause_reason text,
+    check ((rate_starts is null) = (rate_seconds is null))
 );
 comment on table backends is 'One ComfyUI server or provider account each. Owner: shared/database/slots.py';
+comment on column backends.rate_starts is 'at most so many attempts begin here in any span of rate_seconds; null: no limit';
 comment on column backends.enabled is 'false once the backends file no longer names it: checked until its jobs end, given nothing new';
 comment on column backends.health is 'down: not reachable; frozen: answers, but its worker does not; neither gets work';
 comment on column backends.paused_until is 'no new work before this moment; infinity while an operator has paused it';
@@ -158,6 +162,7 @@ create table attempts (
     primary key (task_id, attempt)
 );
 comment on table attempts is 'One row per attempt, written before the provider is called; the provider job id even when the task has moved on';
+create index attempts_started on attempts (backend, started_at);
 comment on column attempts.posted_at is 'set immediately before the POST, with the hash of the body that is about to leave';
 comment on column attempts.outcome is 'how it ended: completed, cancelled, not_created, or the reason of its failure';
 
