@@ -117,8 +117,10 @@ def configure(service: str, instance: str, level: str = "INFO", stream: TextIO |
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    for chatty in ("pika", "urllib3", "websocket", "PIL", "alembic"):
+    for chatty in ("urllib3", "websocket", "PIL", "alembic"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, root.level))
+    # Seven errors, some with tracebacks, for each try to connect; all of it reaches our callbacks, which log it once.
+    logging.getLogger("pika").setLevel(logging.CRITICAL)
     for propagating in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(propagating).handlers.clear()
         logging.getLogger(propagating).propagate = True

@@ -184,7 +184,8 @@ def test_a_huge_text_is_cut_and_takes_no_time(logger):
 def test_configured_logging_takes_warnings_and_lost_exceptions(configured):
     logging.getLogger("darkroom.anywhere").info("started")
     logging.getLogger("darkroom.anywhere").debug("hidden")
-    logging.getLogger("pika.adapters").info("hidden too")
+    logging.getLogger("urllib3.connectionpool").info("hidden too")
+    logging.getLogger("pika.adapters").error("an outage, which the connection's own line tells")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         warnings.warn("old thing", stacklevel=1)
