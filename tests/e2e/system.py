@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.messages import Order
 from shared.observe import metrics
@@ -65,7 +66,9 @@ class System:
         self.engine = sa.create_engine(
             sa.make_url(database_url).set(drivername="postgresql+psycopg2"), poolclass=sa.NullPool
         )
-        self.tasks = Tasks(self.engine, "person", metrics.build(metrics.EVERYTHING, pools=POOLS))
+        counters = metrics.build(metrics.EVERYTHING, pools=POOLS)
+        self.tasks = Tasks(self.engine, "person", counters)
+        self.slots = Slots(self.engine, "person", counters)
         for name in workflows:
             shutil.copytree(ROOT / "deploy" / "workflows" / name, folder / "workflows" / name)
         (folder / "backends.toml").write_text(
@@ -207,6 +210,10 @@ class System:
             id=order.task_id,
             s=seconds,
         )
+
+    def pass_deadline(self, order: Order) -> None:
+        """The deadline of an order that is being submitted or made is over."""
+        self.sql("update tasks set deadline_at = now() where id = :id", id=order.task_id)
 
     def runs_of(self, order: Order) -> list[dict[str, Any]]:
         """What the servers did for an order, over all its attempts."""
