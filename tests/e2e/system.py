@@ -60,6 +60,7 @@ class System:
         self.mail = Mail(amqp_url)
         self.gpus = [Gpu(f"gpu-{n + 1}", folder, capacity, seconds_per_image) for n in range(gpus)]
         self.workers: list[Worker] = []
+        self._commands: list[Worker] = []
         #: Messages of log lines that may carry a traceback, and prompt ids that may have run twice.
         self.expected_exceptions: set[str] = set()
         self.paid_twice_allowed: set[str] = set()
@@ -102,9 +103,10 @@ class System:
         self.wait_ready(workers)
         return workers
 
-    def add(self, service: str, *, wait: bool = True, **settings: object) -> Worker:
-        """One more healthy worker."""
-        worker = self._launch(service, [f"services.{service}"], settings)
+    def add(self, service: str, *, via: str | None = None, wait: bool = True, **settings: object) -> Worker:
+        """One more healthy worker. via -- a module of tests/e2e that runs it"""
+        command = [f"services.{service}"] if via is None else [via, service]
+        worker = self._launch(service, command, settings)
         if wait:
             self.wait_ready([worker])
         return worker
@@ -112,6 +114,13 @@ class System:
     def add_dying(self, service: str, where: str) -> Worker:
         """A worker that kills itself (-9) at a line that tests/e2e/dying.py names, maybe before it is ready."""
         return self._launch(service, ["tests.e2e.dying", service, where], {})
+
+    def darkroom(self, *words: str) -> tuple[int, str]:
+        """Run one `darkroom` command to its end: the exit status, and all it printed."""
+        name = f"darkroom-{len(self._commands) + 1}"
+        command = Worker(name, ["services.cli", *words], self.folder, self.settings)
+        self._commands.append(command)
+        return command.ended(60), command.log.read_text()
 
     def wait_ready(self, workers: Iterable[Worker]) -> None:
         for worker in workers:
@@ -125,7 +134,7 @@ class System:
         for worker in self.workers:
             if worker.is_alive:
                 worker.terminate()
-        for process in [*self.workers, *(gpu.process for gpu in self.gpus)]:
+        for process in [*self.workers, *self._commands, *(gpu.process for gpu in self.gpus)]:
             process.stop()
         self.engine.dispose()
 

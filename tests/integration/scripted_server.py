@@ -56,7 +56,7 @@ class Server:
 
 
 @contextmanager
-def scripted_server() -> Iterator[Server]:
+def scripted_server(host: str = "127.0.0.1") -> Iterator[Server]:
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             try:
@@ -84,8 +84,8 @@ def scripted_server() -> Iterator[Server]:
         allow_reuse_address = True
         daemon_threads = True
 
-    with Listener(("127.0.0.1", 0), Handler) as listener:
-        served = Server(f"http://127.0.0.1:{listener.server_address[1]}")
+    with Listener((host, 0), Handler) as listener:
+        served = Server(f"http://{host}:{listener.server_address[1]}")
         thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
