@@ -61,6 +61,16 @@ class Gpu:
         """No faults any more. What is running goes on, at the usual speed from the next picture on."""
         self.faults(clear=True)
 
+    def restart(self) -> None:
+        """As a crash and a supervisor do it: all but the disk is forgotten, a frozen worker works again."""
+        self.faults(restart={"down_seconds": 0})
+        self.wait_until_up()
+
+    def calls(self, method: str, part: str) -> list[dict[str, Any]]:
+        """Calls since the process was started: t, method, path with query, status. part -- of their path"""
+        log = requests.get(f"{self.url}/_sim/stats?executions=0", timeout=10).json()["log"]
+        return [call for call in log if call["method"] == method and part in call["path"]]
+
     def stats(self) -> dict[str, Any]:
         return dict(requests.get(f"{self.url}/_sim/stats?log=0", timeout=10).json())
 

@@ -217,7 +217,7 @@ def test_a_known_key_with_other_content_is_a_conflict_and_the_first_order_is_unt
 
 def test_a_second_order_for_an_active_order_id_gets_the_active_task_and_no_job(system: System, door: Door) -> None:
     [gpu] = system.gpus
-    gpu.faults(seconds_per_image=3)
+    gpu.faults(seconds_per_image=5)
     first, second = some_orders(2, order_id="A-1")
     system.place(first)
     system.await_status("processing", first)
