@@ -88,6 +88,7 @@ tasks: Final = sa.Table(
 )
 sa.Index("tasks_one_active_order", tasks.c.order_id, unique=True, postgresql_where=sa.text(f"not ({_FINAL})"))
 sa.Index("tasks_order_id", tasks.c.order_id, postgresql_where=sa.text("order_id is not null"))
+sa.Index("tasks_newest", tasks.c.status, tasks.c.created_at, tasks.c.id)
 sa.Index("tasks_due", tasks.c.due_at, postgresql_where=sa.text("due_at is not null"))
 sa.Index(
     "tasks_free",

@@ -75,6 +75,7 @@ comment on column tasks.cancel_owed is 'the row is final, but a job at the provi
 comment on column tasks.actor is 'who made the last move; the trigger copies it into task_moves';
 create unique index tasks_one_active_order on tasks (order_id) where status in ('pending', 'submitting', 'processing');
 create index tasks_order_id on tasks (order_id) where order_id is not null;
+create index tasks_newest on tasks (status, created_at, id);
 create index tasks_due on tasks (due_at) where due_at is not null;
 create index tasks_free on tasks (pool, priority desc, created_at) where status in ('pending', 'submitting');
 create index tasks_live on tasks (backend) where status in ('submitting', 'processing') or cancel_owed;
