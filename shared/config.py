@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ PREFIX: Final = "DARKROOM_"
 LOCAL_ENV: Final = Path(".local/env")
 
 _POSTGRES_DRIVER = "postgresql+psycopg2"
+_TOKEN_CHARACTERS: Final = 16
+#: What RFC 6750 lets a bearer token be made of.
+_TOKEN: Final = re.compile(rf"[A-Za-z0-9._~+/-]{{{_TOKEN_CHARACTERS},}}=*")
 
 
 class SettingsError(Exception):
@@ -49,6 +53,11 @@ class Settings(BaseSettings):
     )
     http_host: str = Field("127.0.0.1", min_length=1, description="address the HTTP interface listens on")
     http_port: int = Field(8080, ge=0, le=65535, description="port of the HTTP interface; 0 takes any free one")
+    http_tokens: SecretStr | None = Field(
+        None,
+        description="bearer tokens of the HTTP interface, separated by commas, any of them is good; without one it"
+        " listens on a loopback address only",
+    )
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics, /livez and /readyz")
     metrics_port: int = Field(
         9100, ge=-1, le=65535, description="port of /metrics, /livez and /readyz; 0 takes any free one, -1 serves none"
@@ -105,6 +114,11 @@ class Settings(BaseSettings):
         return _split(self.amqp_url.get_secret_value())
 
     @property
+    def http_token_values(self) -> list[str]:
+        """Secret: do not log."""
+        return [] if self.http_tokens is None else _split(self.http_tokens.get_secret_value())
+
+    @property
     def retry(self) -> RetryPolicy:
         return RetryPolicy(
             max_charged=self.retry_max_attempts,
@@ -128,6 +142,14 @@ class Settings(BaseSettings):
         if not urls or not all(url.startswith(("amqp://", "amqps://")) for url in urls):
             raise ValueError("each address must begin with amqp:// or amqps://")
         return value
+
+    @field_validator("http_tokens", mode="after")
+    @classmethod
+    def _must_be_hard_to_guess(cls, value: SecretStr | None) -> SecretStr | None:
+        tokens = [] if value is None else _split(value.get_secret_value())
+        if not all(_TOKEN.fullmatch(token) for token in tokens):
+            raise ValueError(f"each token needs {_TOKEN_CHARACTERS} characters or more: letters, digits and -._~+/=")
+        return value if tokens else None
 
     @field_validator("input_folders", mode="before")
     @classmethod
@@ -233,6 +255,6 @@ def _sentence(problem: Any, values: Mapping[str, Any]) -> str:
     description = Settings.model_fields[field].description
     if problem["type"] == "missing":
         return f"{_variable(field)} is not set: {description}"
-    is_secret = Settings.model_fields[field].annotation is SecretStr
+    is_secret = Settings.model_fields[field].annotation in (SecretStr, SecretStr | None)
     given = "" if is_secret or field not in values else f" (it is {values[field]!r})"
     return f"{_variable(field)} {message}{given}"

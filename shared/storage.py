@@ -6,7 +6,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +30,9 @@ MAX_PICTURE_BYTES: Final = 128 * 1024 * 1024
 #: A store that is away must be noticed before the lease of the row is over.
 _RETRY: Final[Any] = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 _CLIENT: Final[Any] = {"timeout": "30s", "connect_timeout": "5s"}
+
+#: Bytes per piece of a stream: enough to keep a link busy, little enough for many slow readers at once.
+_PIECE_BYTES: Final = 256 * 1024
 
 #: The only keys this module makes; anything else names no picture of ours.
 _KEY: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/\d{1,9}/\d{1,9}\.(png|jpg)", re.ASCII)
@@ -86,6 +89,24 @@ class Artifacts:
         """The bytes of the stored picture. Raises FileNotFoundError, StorageAway."""
         with self._away("read", key):
             return obstore.get(self._store, _ours(key)).bytes().to_bytes()
+
+    async def stream(self, key: str, size: int, wanted: range) -> AsyncIterator[bytes]:
+        """Some bytes of the stored picture, in pieces, for as many readers at once as there are; no thread waits.
+
+        size -- of the whole, as the row has it
+
+        Raises FileNotFoundError, also when what is stored has another size, and StorageAway; later pieces only that.
+        """
+        with self._away("read", key):
+            found = await obstore.get_async(self._store, _ours(key), options={"range": (wanted.start, wanted.stop)})
+            if found.meta["size"] != size:
+                raise FileNotFoundError(f"{key} has {found.meta['size']} bytes")
+        return self._pieces(key, found.stream(min_chunk_size=_PIECE_BYTES))
+
+    async def _pieces(self, key: str, stored: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+        with self._away("read", key):
+            async for piece in stored:
+                yield bytes(piece)
 
     def exists(self, key: str, sha256: str | None = None) -> bool:
         """Whether a picture is stored there, with exactly these bytes when `sha256` is given. Raises StorageAway."""

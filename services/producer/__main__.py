@@ -1,4 +1,4 @@
-"""The producer: orders come in over HTTP and leave for the broker."""
+"""The producer: orders come in over HTTP and leave for the broker; upstream systems ask what became of them."""
 
 import logging
 import socket
@@ -7,26 +7,39 @@ import threading
 
 import uvicorn
 
-from services.producer.api import READERS, create_app
+from services.producer.api import create_app
+from services.producer.auth import is_loopback
+from services.producer.database_calls import DATABASE_THREADS
 from services.producer.orders import Offer
 from shared.broker.broker import Broker
+from shared.database.listing import Listing
 from shared.service import CannotStart, run, start
+from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    service = start("producer", threads=READERS)
+    service = start("producer", threads=DATABASE_THREADS)
     settings = service.settings
+    if not settings.http_token_values and not is_loopback(settings.http_host):
+        raise CannotStart(
+            f"without DARKROOM_HTTP_TOKENS anybody who reaches {settings.http_host} could place orders:"
+            " set tokens, or give DARKROOM_HTTP_HOST a loopback address such as 127.0.0.1"
+        )
     broker = Broker(
         settings.amqp_urls, service.topology, name=service.actor, metrics=service.metrics, tick=service.tick
     )
     app = create_app(
         publisher=broker,
         tasks=service.tasks,
+        listing=Listing(service.engine),
+        store=Artifacts(settings.artifacts_url),
         offer=Offer({backend.pool: backend.adapter for backend in service.backends}, service.workflows()),
         metrics=service.metrics,
+        tokens=settings.http_token_values,
         confirm_timeout_seconds=settings.confirm_timeout_seconds,
+        is_stopping=service.stopping.is_set,
     )
     listener = _listen(settings.http_host, settings.http_port)
     http = uvicorn.Server(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pydantic import ValidationError
+from pydantic_core import from_json, to_json
 
 from shared.domain.errors import DarkroomError
 from shared.domain.messages import MAX_ORDER_BYTES, Order, order_placed
@@ -43,6 +44,10 @@ class TooLarge(BadOrder):
         super().__init__([Mistake(WHOLE, f"has more than {MAX_ORDER_BYTES} bytes; send pictures as addresses")])
 
 
+class KeysDiffer(DarkroomError):
+    """The order came with one idempotency key and holds another."""
+
+
 @dataclass(frozen=True, slots=True)
 class Offer:
     """What can be ordered here. pools -- name -> adapter that serves it."""
@@ -50,12 +55,14 @@ class Offer:
     pools: Mapping[str, str]
     workflows: Workflows
 
+    def needs_workflow(self, pool: str) -> bool:
+        return self.pools[pool] == _TAKES_WORKFLOWS
+
     def mistakes(self, order: Order) -> list[Mistake]:
         """An unknown pool or workflow, and inputs outside of their bounds. Pure."""
-        adapter = self.pools.get(order.pool)
-        if adapter is None:
+        if order.pool not in self.pools:
             return [Mistake("pool", f"is unknown; there are: {_list(self.pools)}")]
-        if adapter != _TAKES_WORKFLOWS and order.workflow is None:
+        if not self.needs_workflow(order.pool) and order.workflow is None:
             return []  # what an API provider takes, its adapter knows; the submitter asks it
         workflow = self.workflows.get(order.workflow)
         if workflow is None:
@@ -71,12 +78,34 @@ def read_order(raw: bytes) -> Order:
     try:
         order = Order.model_validate_json(raw)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_context=False, include_input=False)
-        is_json = all(problem["type"] != "json_invalid" for problem in problems)
-        raise BadOrder([_mistake(problem) for problem in problems], is_json=is_json) from None
+        raise bad_order(error) from None
     if len(order_placed(order).body) > MAX_ORDER_BYTES:  # 1e15 comes out as 1000000000000000.0
         raise TooLarge
     return order
+
+
+def with_key(raw: bytes, key: str) -> bytes:
+    """The order with the key that came beside it, where it names none itself. Raises KeysDiffer.
+
+    What is no JSON object stays as it is: `read_order` says what is wrong with it.
+    """
+    try:
+        fields = from_json(raw)
+    except ValueError:
+        return raw
+    if not isinstance(fields, dict):
+        return raw
+    own = fields.setdefault("idempotency_key", key)
+    if isinstance(own, str) and own != key:
+        raise KeysDiffer(f"the header says {key!r}, the body says {own!r}")
+    return to_json(fields, inf_nan_mode="constants")
+
+
+def bad_order(error: ValidationError) -> BadOrder:
+    """Every mistake that pydantic found, in our words."""
+    problems = error.errors(include_url=False, include_context=False, include_input=False)
+    is_json = all(problem["type"] != "json_invalid" for problem in problems)
+    return BadOrder([_mistake(problem) for problem in problems], is_json=is_json)
 
 
 def _mistake(problem: Mapping[str, Any]) -> Mistake:
@@ -85,7 +114,7 @@ def _mistake(problem: Mapping[str, Any]) -> Mistake:
         case "missing":
             return Mistake(field, "is missing")
         case "extra_forbidden":
-            return Mistake(field, "is not a field of an order")
+            return Mistake(field, "is unknown")
         case "json_invalid":
             return Mistake(field, str(problem["msg"]).replace("Invalid JSON", "is not JSON"))
     return Mistake(field, str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input "))

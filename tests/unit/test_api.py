@@ -5,8 +5,9 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -15,13 +16,16 @@ import pytest
 from fastapi import FastAPI
 
 from services.producer.api import create_app
+from services.producer.auth import is_loopback
 from services.producer.orders import Offer
+from shared.database.listing import Filter, Place
 from shared.domain.errors import BrokerAway, DatabaseAway
 from shared.domain.messages import MAX_ORDER_BYTES, Artifact, Message, Order
 from shared.domain.task import Priority, Status, Task, task_id_for
 from shared.observe import metrics
 from shared.observe.metrics import Metrics
 from shared.providers.workflow import Binding, Workflow, Workflows
+from shared.storage import Artifacts
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 RED = {"idempotency_key": "k-1", "pool": "comfyui", "workflow": "paint", "inputs": {"width": 512}}
@@ -66,6 +70,8 @@ class SlowRows:
         self.kept = kept or {}
         self.pictures: dict[uuid.UUID, list[Artifact]] = {}
         self.outage: Callable[[], None] = lambda: None
+        self.cancelled: list[tuple[uuid.UUID, str | None, str | None]] = []
+        self.looks: list[dict[uuid.UUID, int]] = []
 
     def find(self, task_id: uuid.UUID) -> Task | None:
         time.sleep(0.01)
@@ -77,6 +83,26 @@ class SlowRows:
 
     def artifacts(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, list[Artifact]]:
         return {id_: self.pictures[id_] for id_ in ids if id_ in self.pictures}
+
+    def cancel(self, task_id: uuid.UUID, reason: str | None = None, by_whom: str | None = None) -> Task | None:
+        self.cancelled.append((task_id, reason, by_whom))
+        task = self.find(task_id)
+        if task is None or task.status.is_final:
+            return task
+        self.rows[task.id] = replace(task, status=Status.CANCELLED, version=task.version + 1, reason=reason)
+        return self.rows[task.id]
+
+    def page(self, wanted: Filter, *, behind: Place | None, limit: int) -> list[Task]:
+        self.outage()
+        return list(self.rows.values())[:limit]
+
+    def ahead_of(self, task: Task) -> int | None:
+        return 16 if task.status is Status.PENDING else None
+
+    def changed(self, seen: Mapping[uuid.UUID, int]) -> dict[uuid.UUID, Task]:
+        self.looks.append(dict(seen))
+        self.outage()
+        return {id_: self.rows[id_] for id_ in seen if id_ in self.rows and self.rows[id_].version > seen[id_]}
 
 
 def a_task(**changes: Any) -> Task:
@@ -120,14 +146,19 @@ class Api:
         self.rows = SlowRows()
         self.metrics: Metrics = metrics.build("producer", pools=["comfyui"], strict=True)
         self.confirm_timeout = 5.0
+        self.store = Artifacts("memory://")
+        self.tokens: list[str] = []
 
     def app(self) -> FastAPI:
         paint = Workflow("paint", {}, Binding.model_validate(BINDING))
         return create_app(
             publisher=self.publisher,
             tasks=self.rows,
+            listing=self.rows,
+            store=self.store,
             offer=Offer({"comfyui": "comfyui", "openai": "openai_images"}, Workflows({"paint": paint})),
             metrics=self.metrics,
+            tokens=self.tokens,
             confirm_timeout_seconds=self.confirm_timeout,
         )
 
@@ -187,6 +218,38 @@ def test_the_message_is_an_order_placed_that_reads_back_as_the_same_order(api: A
     assert (message.exchange, message.routing_key, message.type) == ("orders", "order.placed", "order.placed.v1")
     assert Order.model_validate_json(message.body) == Order.model_validate(RED)
     assert trace_id in message.headers["traceparent"]
+
+
+KEYLESS = {name: value for name, value in RED.items() if name != "idempotency_key"}
+
+
+@pytest.mark.parametrize("key", ["k-1", "schlüssel", '"quoted"', "a" * 200])
+def test_a_key_in_the_header_is_the_key_of_the_order(api: Api, key: str) -> None:
+    answer = api.place(KEYLESS, headers={"Idempotency-Key": key.encode()})
+    assert (answer.status_code, answer.json()["task_id"]) == (202, str(task_id_for(key)))
+    (message,) = api.publisher.published
+    assert Order.model_validate_json(message.body) == Order.model_validate(KEYLESS | {"idempotency_key": key})
+
+
+def test_the_same_key_in_header_and_body_is_one_key_and_another_is_refused(api: Api) -> None:
+    assert api.place(RED, headers={"Idempotency-Key": "k-1"}).status_code == 202
+    problem_of(api.place(RED, headers={"Idempotency-Key": "k-2"}), 400, "keys_differ")
+    twice = [("Idempotency-Key", "k-1"), ("Idempotency-Key", "k-1")]
+    problem_of(api.place(RED, headers=twice), 400, "keys_differ")
+    assert len(api.publisher.published) == 1
+    assert api.received("invalid") == 2
+
+
+@pytest.mark.parametrize("key", ["", "a" * 201])
+def test_a_key_in_the_header_keeps_the_bounds_of_every_key(api: Api, key: str) -> None:
+    assert fields_of(api.place(KEYLESS, headers={"Idempotency-Key": key})) == {"idempotency_key"}
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'{"inputs": {"width": NaN}}'])
+def test_a_key_in_the_header_hides_no_mistake_of_the_body(api: Api, body: bytes) -> None:
+    plain = api.place(body).json()
+    assert "idempotency_key" not in str(api.place(body, headers={"Idempotency-Key": "k-1"}).json())
+    assert api.place(body, headers={"Idempotency-Key": "k-1"}).json()["code"] == plain["code"]
 
 
 def test_every_wrong_field_is_named_at_once(api: Api) -> None:
@@ -353,11 +416,14 @@ def test_the_status_of_an_order_names_its_pictures_and_its_metadata(api: Api) ->
         "idempotency_key": "k-1",
         "reason": None,
         "detail": None,
+        "queue_position": None,
         "created_at": "2026-01-02T03:04:05Z",
         "changed_at": "2026-01-02T03:04:14Z",
         "finished_at": "2026-01-02T03:04:14Z",
+        "not_before": None,
+        "due_at": "2026-01-02T03:04:05Z",
         "deadline_at": "2026-01-03T03:04:05Z",
-        "artifacts": [picture],
+        "artifacts": [picture | {"url": f"/v1/orders/{task.id}/artifacts/0"}],
         "metadata": {"shop": 7},
     }
 
@@ -388,11 +454,41 @@ def test_an_id_that_is_none_is_named(api: Api) -> None:
     assert [error["field"] for error in body["errors"]] == ["task_id"]
 
 
+def test_without_the_right_token_nothing_is_done_and_nothing_is_learned(api: Api) -> None:
+    api.tokens = ["0123456789abcdef", "fedcba9876543210"]
+    for given in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Bearer schlüssel".encode()}):
+        answer = api.place(RED, headers=given)
+        problem_of(answer, 401, "unauthorized")
+        assert answer.headers["www-authenticate"].startswith("Bearer")
+        problem_of(api.ask("GET", "/v1/orders/no-id", headers=given), 401, "unauthorized")
+    assert api.publisher.published == []
+    for token in api.tokens:
+        assert api.place(RED, headers={"Authorization": f"bearer {token}"}).status_code == 202
+
+
+@pytest.mark.parametrize(
+    ("host", "is_local"),
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("localhost.example", False),
+        ("", False),
+    ],
+)
+def test_only_addresses_that_cannot_lead_elsewhere_are_loopback(host: str, is_local: bool) -> None:
+    assert is_loopback(host) is is_local
+
+
 def test_wrong_addresses_and_methods_are_problems_too(api: Api) -> None:
     problem_of(api.ask("GET", "/v2/orders"), 404, "not_found")
     answer = api.ask("DELETE", "/v1/orders")
     problem_of(answer, 405, "method_not_allowed")
-    assert answer.headers["allow"] == "POST"
+    assert answer.headers["allow"] == "GET, POST"
 
 
 def test_a_bug_of_ours_shows_no_traceback(api: Api) -> None:
@@ -409,7 +505,7 @@ def test_a_bug_of_ours_shows_no_traceback(api: Api) -> None:
 def test_the_openapi_document_names_every_answer_and_every_field_of_an_order(api: Api) -> None:
     document = api.ask("GET", "/openapi.json").json()
     place = document["paths"]["/v1/orders"]["post"]
-    assert set(place["responses"]) == {"202", "400", "409", "413", "422", "503"}
+    assert set(place["responses"]) == {"202", "400", "401", "409", "413", "422", "503"}
     schema = place["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) == set(Order.model_fields)
     references = [part.split('"')[0] for part in json.dumps(document).split('"$ref": "#/components/schemas/')[1:]]

@@ -132,3 +132,19 @@ def test_every_duration_says_that_it_is_in_seconds():
     durations = [name for name, field in Settings.model_fields.items() if field.annotation is float]
     assert [name for name in durations if not name.endswith("_seconds")] == ["retry_factor"]
     assert len(durations) > 10
+
+
+def test_tokens_may_be_several_so_that_they_can_be_changed_one_after_the_other():
+    assert settings().http_token_values == []
+    assert settings(DARKROOM_HTTP_TOKENS=" , ").http_token_values == []
+    both = settings(DARKROOM_HTTP_TOKENS="0123456789abcdef, fedcba9876543210==")
+    assert both.http_token_values == ["0123456789abcdef", "fedcba9876543210=="]
+    assert "0123456789abcdef" not in repr(both)
+
+
+@pytest.mark.parametrize("token", ["hunter2", "hunter2hunter2hunter2 x", "pässwordpässword", "=" * 20])
+def test_a_token_that_is_easy_to_guess_or_no_token_is_refused_and_not_shown(token):
+    said = refusal(DARKROOM_HTTP_TOKENS=f"0123456789abcdef,{token}")
+    assert "DARKROOM_HTTP_TOKENS each token needs 16 characters or more" in said
+    assert token not in said
+    assert "0123456789abcdef" not in said

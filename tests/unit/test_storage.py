@@ -1,5 +1,6 @@
 """A picture is stored whole or not at all, storing it twice is storing it once, and nobody else's error gets out."""
 
+import asyncio
 import hashlib
 import io
 import os
@@ -164,3 +165,33 @@ def test_a_cloud_store_that_does_not_answer_is_an_outage(monkeypatch):
             call()
         assert "hunter2" not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def streamed(artifacts: Artifacts, key: str, size: int, wanted: range) -> bytes:
+    async def read() -> bytes:
+        return b"".join([piece async for piece in await artifacts.stream(key, size, wanted)])
+
+    return asyncio.run(read())
+
+
+def test_a_stream_has_the_wanted_bytes_and_no_others(artifacts):
+    kept = artifacts.put(TASK, 1, 0, picture(side=900))  # several pieces
+    data = artifacts.read(kept.key)
+    assert len(data) > 300_000
+    for wanted in (range(len(data)), range(1), range(10, 20), range(len(data) - 5, len(data))):
+        assert streamed(artifacts, kept.key, kept.bytes, wanted) == data[wanted.start : wanted.stop]
+
+
+def test_a_stream_of_what_is_not_there_or_another_size_never_begins(artifacts, tmp_path):
+    kept = artifacts.put(TASK, 1, 0, picture())
+    for key, size in ((kept.key, kept.bytes + 1), (f"{TASK}/1/9.png", kept.bytes), ("../secret", kept.bytes)):
+        with pytest.raises(FileNotFoundError):
+            streamed(artifacts, key, size, range(10))
+
+
+def test_a_stream_from_a_store_that_is_gone_says_so(tmp_path):
+    artifacts = Artifacts(str(tmp_path / "pictures"))
+    kept = artifacts.put(TASK, 1, 0, picture())
+    (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageAway):
+        streamed(artifacts, kept.key, kept.bytes, range(10))

@@ -1,0 +1,58 @@
+"""Who may use the HTTP interface: bearer tokens from the settings, or whoever is on this machine."""
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+from fastapi import Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from services.producer.problem import Refused
+
+#: Hexadecimal digits of a token's hash that name it in operator_actions: enough to tell two of them apart.
+_NAME_DIGITS: Final = 8
+
+_BEARER: Final = HTTPBearer(auto_error=False, description="One of DARKROOM_HTTP_TOKENS; none is needed without them.")
+
+
+class Gate:
+    """Lets in who has one of `tokens`, and everybody when there are none. A dependency of every route under /v1."""
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        self._digests = [_digest(token.encode()) for token in tokens]
+
+    async def __call__(
+        self, request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
+    ) -> None:
+        """`request.state.caller` is who asks. Raises Refused."""
+        request.state.caller = "http"
+        if not self._digests:
+            return
+        if credentials is None:
+            raise _unauthorized("send `Authorization: Bearer <token>`", "Bearer")
+        given = _digest(credentials.credentials.encode("latin-1"))  # as Starlette decoded it
+        # Every one is compared, each in constant time: how long it takes says nothing about any of them.
+        fitting = [digest for digest in self._digests if hmac.compare_digest(digest, given)]
+        if not fitting:
+            raise _unauthorized("this token is none of ours", 'Bearer error="invalid_token"')
+        request.state.caller = f"http token {fitting[0].hex()[:_NAME_DIGITS]}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a listener on `host`. A name other than localhost may lead anywhere."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()
+
+
+def _unauthorized(detail: str, challenge: str) -> Refused:
+    return Refused("unauthorized", detail, headers={"WWW-Authenticate": challenge})
