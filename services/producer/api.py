@@ -4,12 +4,14 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
-from fastapi import Depends, FastAPI, Response
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import HTMLResponse
 
 from services.producer import placing, reading, stream
 from services.producer.answers import Accepted, Cancellation, OrderPage, OrderStatus, WhatCanBeOrdered
 from services.producer.auth import Gate
 from services.producer.database_calls import DatabaseCalls
+from services.producer.docs import HEADERS, docs_page
 from services.producer.orders import Offer
 from services.producer.pictures import Pictures, Store
 from services.producer.placing import KEY_PARAMETER, Placing, order_body
@@ -93,11 +95,17 @@ def create_app(
         version=our_version(),
         description=_ABOUT,
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         dependencies=[Depends(Gate(tokens))],
         responses=documented("unauthorized"),
     )
     add_handlers(app)
+
+    async def docs(_: Request) -> Response:
+        return HTMLResponse(docs_page(app.openapi()), headers=HEADERS)
+
+    app.add_route("/docs", docs, include_in_schema=False)
     _add_orders(app, orders, Reading(tasks, listing, calls))
     _add_pictures(app, Pictures(tasks, calls, store))
     app.add_api_route(
@@ -170,7 +178,7 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
 def _add_pictures(app: FastAPI, pictures: Pictures) -> None:
     path = "/v1/orders/{task_id}/artifacts/{index}"
     found = {"description": "The picture", **_PICTURE}
-    missing = ("not_claimed_yet", "no_picture", "picture_missing", "invalid_request", "database_away")
+    missing = ("not_claimed_yet", "no_picture", "invalid_request", "database_away")
     app.add_api_route(
         path,
         pictures.get,
@@ -181,7 +189,7 @@ def _add_pictures(app: FastAPI, pictures: Pictures) -> None:
             200: found,
             206: {"description": "The bytes asked for", **_PICTURE},
             304: _SAME,
-            **documented(*missing, "range_not_satisfiable", "storage_away"),
+            **documented(*missing, "picture_missing", "range_not_satisfiable", "storage_away"),
         },
     )
     app.add_api_route(

@@ -510,3 +510,17 @@ def test_the_openapi_document_names_every_answer_and_every_field_of_an_order(api
     assert set(schema["properties"]) == set(Order.model_fields)
     references = [part.split('"')[0] for part in json.dumps(document).split('"$ref": "#/components/schemas/')[1:]]
     assert set(references) <= set(document["components"]["schemas"])
+
+
+def test_the_page_for_readers_has_every_operation_and_runs_no_script(api: Api) -> None:
+    api.tokens = ["0123456789abcdef"]
+    answer = api.ask("GET", "/docs")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "<script" not in answer.text
+    for path, operations in api.ask("GET", "/openapi.json").json()["paths"].items():
+        for method, operation in operations.items():
+            assert f"{method.upper()} {path}" in answer.text
+            assert operation["summary"] in answer.text
+    for example in ("shop-4711-1", "key_reused", "event: processing", "refunded"):
+        assert example in answer.text
