@@ -15,6 +15,8 @@ import httpx
 from tests.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
+#: A start takes 2 s of CPU time; with ten processes per core it took more than 20 s.
+START_SECONDS = 60.0
 
 
 class Running:
@@ -48,7 +50,7 @@ class Running:
             assert self.process.poll() is None, self.log.read_text()
             return self.lines(event)
 
-        return int(eventually(found, within=20, what=event)[0]["port"])
+        return int(eventually(found, within=START_SECONDS, what=event)[0]["port"])
 
     @property
     def url(self) -> str:

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from shared.domain.task import Status, Task, task_id_for
 from shared.storage import Artifacts
-from tests.integration.producer_lab import Running, Start, an_order, producers
+from tests.integration.producer_lab import START_SECONDS, Running, Start, an_order, producers
 from tests.integration.rows_lab import Lab, a_picture
 from tests.waiting import eventually
 
@@ -278,7 +278,7 @@ def test_only_who_has_a_token_gets_in(start: Start, lab: Lab, amqp_url: str) -> 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
 def test_without_tokens_only_this_machine_may_be_served(start: Start, lab: Lab, amqp_url: str, host: str) -> None:
     producer = start(lab.url, amqp_url, DARKROOM_HTTP_HOST=host)
-    assert producer.process.wait(20) == 2
+    assert producer.process.wait(START_SECONDS) == 2
     said = producer.log.read_text()
     assert "DARKROOM_HTTP_TOKENS" in said
     assert "DARKROOM_HTTP_HOST" in said

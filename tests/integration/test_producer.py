@@ -18,7 +18,7 @@ from shared.domain.messages import Delivery, Order
 from shared.domain.outcome import Done
 from shared.domain.task import task_id_for
 from shared.terminal import Quiet
-from tests.integration.producer_lab import Start, an_order, producers
+from tests.integration.producer_lab import START_SECONDS, Start, an_order, producers
 from tests.integration.rows_lab import Lab
 from tests.servers import new_database
 from tests.waiting import eventually
@@ -119,7 +119,7 @@ def test_sigterm_ends_the_process_in_good_order(start: Start, database_url: str,
 def test_a_taken_port_is_a_sentence_and_no_traceback(start: Start, database_url: str, amqp_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         producer = start(database_url, amqp_url, DARKROOM_HTTP_PORT=str(taken.getsockname()[1]))
-        assert producer.process.wait(20) == 2
+        assert producer.process.wait(START_SECONDS) == 2
     assert "DARKROOM_HTTP_PORT" in producer.log.read_text()
     assert "Traceback" not in producer.log.read_text()
 
@@ -128,7 +128,7 @@ def test_a_misspelt_variable_stops_the_start_and_the_nearest_is_named(
     start: Start, database_url: str, amqp_url: str
 ) -> None:
     producer = start(database_url, amqp_url, DARKROOM_HTTP_PROT="1")
-    assert producer.process.wait(20) == 2
+    assert producer.process.wait(START_SECONDS) == 2
     assert "DARKROOM_HTTP_PROT is not a setting; did you mean DARKROOM_HTTP_PORT?" in producer.log.read_text()
 
 
