@@ -38,6 +38,7 @@ lint: .venv/.installed ## check style, types and who imports whom
 lock: .venv/.installed ## pin the dependencies in pyproject.toml again
 	@$(LOCK) --extra dev --output-file requirements/dev.txt pyproject.toml
 	@$(LOCK) --constraint requirements/dev.txt --output-file requirements/run.txt pyproject.toml
+	@$(LOCK) --constraint requirements/dev.txt --only-build-deps --all-build-deps --output-file requirements/build.txt pyproject.toml
 
 clean: ## stop the servers; delete their data, .venv and all caches
 	@$(shell command -v $(PYTHON) || command -v python3) -m deploy.local down --wipe

@@ -187,14 +187,18 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
 
     environ -- the process's own when None. An empty value counts as not set, as compose files write it.
 
+    A secret may stand in a file instead: DARKROOM_AMQP_URL_FILE names the one that holds `amqp_url`.
+
     Raises SettingsError naming every mistake at once, a misspelt DARKROOM_ variable with the nearest right one.
     """
     in_file = dotenv_values(dotenv, interpolate=False) if dotenv is not None and dotenv.is_file() else {}
-    given = {**in_file, **(os.environ if environ is None else environ)}
-    ours = {name: value for name, value in given.items() if name.startswith(PREFIX)}
+    mistakes: list[str] = []
+    ours: dict[str, str] = {}
+    for given in (in_file, os.environ if environ is None else environ):
+        ours |= _with_files_read({name: value or "" for name, value in given.items()}, mistakes)
     known = {_variable(field): field for field in Settings.model_fields}
 
-    mistakes = [_misspelt(name, list(known)) for name in sorted(ours) if name not in known]
+    mistakes += [_misspelt(name, list(known)) for name in sorted(ours) if name not in known]
     values = {known[name]: value for name, value in ours.items() if name in known and value}
     try:
         settings = Settings.model_validate(values)
@@ -204,6 +208,22 @@ def load_settings(environ: Mapping[str, str] | None = None, dotenv: Path | None 
     if mistakes:
         raise _refusal(mistakes)
     return settings
+
+
+def _with_files_read(given: Mapping[str, str], mistakes: list[str]) -> dict[str, str]:
+    """Our variables among `given`, each ..._FILE of a secret replaced by what its file says."""
+    ours = {name: value for name, value in given.items() if name.startswith(PREFIX)}
+    for secret in [_variable(name) for name in Settings.model_fields if _is_secret(name)]:
+        file = ours.pop(f"{secret}_FILE", "")
+        if file and ours.get(secret):
+            mistakes.append(f"{secret} and {secret}_FILE are both set: keep one")
+        elif file:
+            try:
+                ours[secret] = Path(file).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                mistakes.append(f"{secret}_FILE cannot be read: {error}")
+                ours.pop(secret, None)
+    return ours
 
 
 def settings_table() -> str:
@@ -227,6 +247,10 @@ def _shown_default(name: str) -> str:
     if isinstance(field.default, float):
         return f"`{field.default:g}`"
     return f"`{field.default}`"
+
+
+def _is_secret(name: str) -> bool:
+    return Settings.model_fields[name].annotation is SecretStr
 
 
 def _variable(field: str) -> str:
@@ -255,6 +279,5 @@ def _sentence(problem: Any, values: Mapping[str, Any]) -> str:
     description = Settings.model_fields[field].description
     if problem["type"] == "missing":
         return f"{_variable(field)} is not set: {description}"
-    is_secret = Settings.model_fields[field].annotation in (SecretStr, SecretStr | None)
-    given = "" if is_secret or field not in values else f" (it is {values[field]!r})"
+    given = "" if _is_secret(field) or field not in values else f" (it is {values[field]!r})"
     return f"{_variable(field)} {message}{given}"

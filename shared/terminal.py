@@ -61,7 +61,7 @@ def settings(*, database: bool = True, broker: bool = False) -> Settings:
     needed = {"DARKROOM_DATABASE_URL"} if database else set()
     needed |= {"DARKROOM_AMQP_URL"} if broker else set()
     unused = {name: address for name, address in _UNUSED.items() if name not in needed}
-    return load_settings(os.environ | unused)
+    return load_settings(os.environ | unused | {f"{name}_FILE": "" for name in unused})
 
 
 def tell(text: str) -> None:

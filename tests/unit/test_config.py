@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from shared import terminal
 from shared.config import PREFIX, Settings, SettingsError, load_settings, settings_table
 
 SERVERS = {
@@ -148,3 +149,34 @@ def test_a_token_that_is_easy_to_guess_or_no_token_is_refused_and_not_shown(toke
     assert "DARKROOM_HTTP_TOKENS each token needs 16 characters or more" in said
     assert token not in said
     assert "0123456789abcdef" not in said
+
+
+def test_a_secret_may_stand_in_a_file(tmp_path: Path):
+    secret = tmp_path / "amqp_url"
+    secret.write_text("amqp://darkroom:hunter2@broker/\n")
+    environ = {"DARKROOM_DATABASE_URL": SERVERS["DARKROOM_DATABASE_URL"], "DARKROOM_AMQP_URL_FILE": str(secret)}
+    assert load_settings(environ, dotenv=None).amqp_urls == ["amqp://darkroom:hunter2@broker/"]
+
+
+def test_a_secret_given_twice_or_not_readable_is_refused(tmp_path: Path):
+    said = refusal(DARKROOM_AMQP_URL_FILE="/x", DARKROOM_DATABASE_URL="", DARKROOM_DATABASE_URL_FILE=str(tmp_path))
+    assert "DARKROOM_AMQP_URL and DARKROOM_AMQP_URL_FILE are both set" in said
+    assert "DARKROOM_DATABASE_URL_FILE cannot be read" in said
+
+
+def test_a_secret_in_a_file_wins_over_the_local_file(tmp_path: Path):
+    (tmp_path / "env").write_text("".join(f"{name}={value}\n" for name, value in SERVERS.items()))
+    (tmp_path / "url").write_text("amqp://elsewhere/")
+    read = load_settings({"DARKROOM_AMQP_URL_FILE": str(tmp_path / "url")}, dotenv=tmp_path / "env")
+    assert read.amqp_urls == ["amqp://elsewhere/"]
+
+
+def test_only_secrets_are_read_from_files():
+    assert "DARKROOM_HTTP_PORT_FILE is not a setting" in refusal(DARKROOM_HTTP_PORT_FILE="/x")
+
+
+def test_a_command_that_needs_no_broker_does_not_read_its_secret(monkeypatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DARKROOM_DATABASE_URL", SERVERS["DARKROOM_DATABASE_URL"])
+    monkeypatch.setenv("DARKROOM_AMQP_URL_FILE", str(tmp_path / "absent"))
+    assert "hunter2" in terminal.settings().database_url.get_secret_value()
