@@ -51,7 +51,9 @@ def main() -> None:
         pools=service.pools,
         metrics=service.metrics,
     )
-    exporter = Exporter(service.engine, service.metrics)
+    exporter = Exporter(
+        service.engine, service.metrics, pools=service.pools, backends=[backend.name for backend in service.backends]
+    )
     service.watch(broker)
     server = service.serve_health()
     broker.start()

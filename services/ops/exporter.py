@@ -1,14 +1,24 @@
-"""Keeps darkroom_invariant_violations true: the audit's cheap questions, asked every few seconds."""
+"""Exports what is: the rows as gauges, and the audit's cheap questions as darkroom_invariant_violations.
+
+Workers count what they do; no worker asks the table for a metric. Every replica of this service exports the same
+numbers, so whoever reads them takes `max by`, never `sum`.
+"""
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import sqlalchemy as sa
 
 from shared.database.audit import count_violations
+from shared.database.slots import Backend
+from shared.database.state import Waiting, read_state
 from shared.domain.errors import Outage
+from shared.domain.task import Reason, Stage, Status
+from shared.observe.catalog import OTHER
 from shared.observe.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -18,13 +28,28 @@ INTERVAL_SECONDS: Final = 10.0
 #: Long enough that a violation is seen by many scrapes before it leaves the window.
 WINDOW_SECONDS: Final = 1800.0
 
+_STATE_GAUGES: Final = (
+    "tasks",
+    "task_oldest_age_seconds",
+    "tasks_overdue",
+    "backend_inflight_tasks",
+    "backend_capacity_tasks",
+    "backend_up",
+    "dead_letters_open",
+)
+
 
 class Exporter:
-    """One loop. While the database cannot be asked the gauge has no series at all: an old 0 would be a lie."""
+    """One loop. While the database cannot be asked its gauges have no series at all: an old number would be a lie.
 
-    def __init__(self, engine: sa.Engine, metrics: Metrics) -> None:
+    pools, backends -- of the configuration; rows of any other are shown as "other"
+    """
+
+    def __init__(self, engine: sa.Engine, metrics: Metrics, *, pools: Sequence[str], backends: Sequence[str]) -> None:
         self._engine = engine
         self._metrics = metrics
+        self._pools = pools
+        self._backends = backends
 
     def run(self, stopping: threading.Event, beat: Callable[[], None]) -> None:
         """Turn until told to stop."""
@@ -34,14 +59,59 @@ class Exporter:
             stopping.wait(INTERVAL_SECONDS)
 
     def turn(self) -> None:
-        """Ask once. A question the database refuses is logged and shows as a missing series."""
+        """Ask both questions once. One that the database refuses is logged and shows as missing series."""
+        self._ask("state", self._state, _STATE_GAUGES)
+        self._ask("invariants", self._invariants, ("invariant_violations",))
+
+    def _ask(self, question: str, export: Callable[[], None], gauges: Sequence[str]) -> None:
+        begun = time.monotonic()
         try:
-            counts = count_violations(self._engine, WINDOW_SECONDS)
+            export()
         except (Outage, sa.exc.SQLAlchemyError) as error:
-            self._metrics.forget("invariant_violations")
-            log.warning("invariants not asked", extra={"why": str(error)})
+            for gauge in gauges:
+                self._metrics.forget(gauge)
+            log.warning("question not answered", extra={"question": question, "why": str(error)})
             return
-        for check, rows in counts.items():
+        self._metrics.set("state_query_seconds", time.monotonic() - begun, question=question)
+        self._metrics.set("state_last_success_timestamp_seconds", time.time(), question=question)
+
+    def _state(self) -> None:
+        state = read_state(self._engine)
+        self._waiting(state.waiting)
+        self._load(state.backends)
+        for bound, count in state.overdue.items():
+            self._metrics.set("tasks_overdue", count, bound=bound)
+        for stage in Stage:
+            for reason in Reason:
+                count = state.dead_letters.get((stage, reason), 0)
+                self._metrics.set("dead_letters_open", count, stage=stage, reason=reason)
+
+    def _waiting(self, waiting: Sequence[Waiting]) -> None:
+        counts: Counter[tuple[str, Status]] = Counter()
+        oldest: dict[tuple[str, Status], float] = {}
+        for row in waiting:
+            key = (row.pool if row.pool in self._pools else OTHER, row.status)
+            counts[key] += row.count
+            oldest[key] = max(row.oldest_seconds, oldest.get(key, 0.0))
+        for pool in (*self._pools, OTHER):
+            for status in (status for status in Status if not status.is_final):
+                self._metrics.set("tasks", counts[pool, status], pool=pool, status=status)
+                age = oldest.get((pool, status), 0.0)
+                self._metrics.set("task_oldest_age_seconds", age, pool=pool, status=status)
+
+    def _load(self, backends: Sequence[Backend]) -> None:
+        elsewhere = 0
+        for backend in backends:
+            if backend.name not in self._backends:
+                elsewhere += backend.in_flight
+                continue
+            self._metrics.set("backend_inflight_tasks", backend.in_flight, backend=backend.name)
+            self._metrics.set("backend_capacity_tasks", backend.capacity, backend=backend.name)
+            self._metrics.set("backend_up", backend.health == "up", backend=backend.name)
+        self._metrics.set("backend_inflight_tasks", elsewhere, backend=OTHER)
+
+    def _invariants(self) -> None:
+        for check, rows in count_violations(self._engine, WINDOW_SECONDS).items():
             self._metrics.set("invariant_violations", rows, check=check)
             if rows:
                 log.error("promise broken: run `darkroom audit`", extra={"check": check, "rows": rows})

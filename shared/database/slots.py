@@ -137,6 +137,11 @@ from backends b order by b.pool, b.name
 """)
 
 
+def read_backends(c: sa.Connection) -> list[Backend]:
+    """All backends, those no longer in the file included, with what is in flight on each, in the caller's snapshot."""
+    return [Backend(**row._mapping) for row in c.execute(_ALL)]
+
+
 class Slots:
     """The table `backends` and the taking of rows for them."""
 
@@ -249,7 +254,7 @@ class Slots:
 
     def backends(self) -> list[Backend]:
         """All backends, those no longer in the file included, with what is in flight on each."""
-        return in_transaction(self._engine, lambda c: [Backend(**row._mapping) for row in c.execute(_ALL)])
+        return in_transaction(self._engine, read_backends)
 
     def pools(self) -> frozenset[str]:
         """The pools with a backend in somebody's backends file; a newer process may have brought one."""

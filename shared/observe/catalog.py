@@ -84,6 +84,7 @@ class Metric:
 SERVICES: Final = ("producer", "submitter", "poller", "ops")
 
 _STATUSES: Final = tuple(Status)
+_UNFINISHED = tuple(status for status in Status if not status.is_final)
 _ILLEGAL = frozenset(itertools.product(_STATUSES, repeat=2)) - LEGAL_MOVES
 _MOVES = frozenset(
     [(str(a), str(b), result) for a, b in LEGAL_MOVES for result in ("applied", "stale")]
@@ -95,6 +96,10 @@ _BACKEND_RESULTS = ("ok", "timeout", "connect", "http_429", "http_4xx", "http_5x
 
 #: The loops that stamp themselves; shared/observe/health.py writes the gauge.
 LOOPS: Final = ("consume", "schedule", "watch", "collect", "replay", "export")
+#: What the exporter asks the database; each answer goes stale by itself.
+QUESTIONS: Final = ("state", "invariants")
+#: Bounds of a row's time, see shared/database/state.py.
+BOUNDS: Final = ("lease", "poll", "deadline", "follow_up")
 #: SQL questions whose answer must be 0, see shared/database/audit.py.
 INVARIANTS: Final = (
     "duplicate_task",
@@ -251,6 +256,79 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         question="Is the promise kept?",
         services=("ops",),
         labels={"check": INVARIANTS},
+    ),
+    Metric(
+        name="tasks",
+        kind=Kind.GAUGE,
+        help="Unfinished tasks in the table. Finished ones are counted as they finish: orders_finished_total.",
+        question="What is where?",
+        services=("ops",),
+        labels={"pool": Configured.POOL, "status": _UNFINISHED},
+    ),
+    Metric(
+        name="task_oldest_age_seconds",
+        kind=Kind.GAUGE,
+        help="How long the task that came first has been in this status; 0 when there is none.",
+        question="Is anything rotting?",
+        services=("ops",),
+        labels={"pool": Configured.POOL, "status": _UNFINISHED},
+    ),
+    Metric(
+        name="tasks_overdue",
+        kind=Kind.GAUGE,
+        help="Tasks more than 10 s past the end of their lease, their next poll, their deadline, or the moment their"
+        " follow-up (event, dead letter, cancel) should have left.",
+        question="Does the scheduler keep up?",
+        services=("ops",),
+        labels={"bound": BOUNDS},
+    ),
+    Metric(
+        name="backend_inflight_tasks",
+        kind=Kind.GAUGE,
+        help="Tasks that occupy a slot of the backend, over all workers.",
+        question="Is the limit respected, across all workers?",
+        services=("ops",),
+        labels={"backend": Configured.BACKEND},
+    ),
+    Metric(
+        name="backend_capacity_tasks",
+        kind=Kind.GAUGE,
+        help="Slots of the backend.",
+        question="Is there room left?",
+        services=("ops",),
+        labels={"backend": Configured.BACKEND},
+    ),
+    Metric(
+        name="backend_up",
+        kind=Kind.GAUGE,
+        help="1 when the last look at the backend found it up; 0: down or frozen.",
+        question="Which server needs a person?",
+        services=("ops",),
+        labels={"backend": Configured.BACKEND},
+    ),
+    Metric(
+        name="dead_letters_open",
+        kind=Kind.GAUGE,
+        help="Dead letters that nobody has replayed or discarded yet.",
+        question="What must a person decide?",
+        services=("ops",),
+        labels={"stage": tuple(Stage), "reason": tuple(Reason)},
+    ),
+    Metric(
+        name="state_last_success_timestamp_seconds",
+        kind=Kind.GAUGE,
+        help="Unix time of the database's last answer: state is the gauges of rows, invariants the broken promises.",
+        question="Are these numbers fresh?",
+        services=("ops",),
+        labels={"question": QUESTIONS},
+    ),
+    Metric(
+        name="state_query_seconds",
+        kind=Kind.GAUGE,
+        help="How long that answer took.",
+        question="Do these questions load the database?",
+        services=("ops",),
+        labels={"question": QUESTIONS},
     ),
     Metric(
         name="amqp_connected",

@@ -30,7 +30,7 @@ class Lab:
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = connect(url, pool_size=12)
-        self.metrics = metrics.build("ops", pools=[POOL], queues=["orders.dead"], strict=True)
+        self.metrics = metrics.build("ops", pools=[POOL], backends=["gpu-1"], queues=["orders.dead"], strict=True)
         anything = metrics.build(metrics.EVERYTHING, pools=[POOL], strict=True)
         self.tasks = Tasks(self.engine, "lab", anything)
         self.slots = Slots(self.engine, "lab", anything)

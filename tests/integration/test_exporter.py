@@ -1,0 +1,126 @@
+"""The exporter: gauges say what the rows are, and nothing while the rows cannot be read."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from services.ops.collector import Collector
+from services.ops.exporter import Exporter
+from shared.database.dead_letters import DeadLetters
+from shared.database.state import Bound, read_state
+from shared.domain.task import Status
+from shared.observe.catalog import BOUNDS, OTHER, PREFIX
+from tests.integration.rows_lab import POOL, Lab, letter_about
+
+
+@pytest.fixture
+def lab(database_url: str) -> Iterator[Lab]:
+    lab = Lab(database_url)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def exporter(lab: Lab) -> Exporter:
+    return Exporter(lab.engine, lab.metrics, pools=[POOL], backends=["gpu-1"])
+
+
+def gauge(lab: Lab, name: str, **labels: str) -> float | None:
+    return lab.metrics.registry.get_sample_value(PREFIX + name, labels)
+
+
+def test_unfinished_tasks_are_counted_by_pool_and_status(lab, exporter):
+    lab.completed()
+    lab.processing()
+    lab.pending()
+    lab.pending()
+    lab.pending(pool="elsewhere")
+    lab.pending(pool="nowhere")
+    exporter.turn()
+    assert gauge(lab, "tasks", pool=POOL, status="pending") == 2
+    assert gauge(lab, "tasks", pool=POOL, status="submitting") == 0
+    assert gauge(lab, "tasks", pool=POOL, status="processing") == 1
+    assert gauge(lab, "tasks", pool=OTHER, status="pending") == 2
+    assert gauge(lab, "tasks", pool=POOL, status="completed") is None
+
+
+def test_the_age_is_that_of_the_oldest_and_0_where_there_is_none(lab, exporter):
+    old = lab.pending()
+    lab.pending()
+    lab.sql("update tasks set changed_at = now() - interval '90 seconds' where id = :id", id=old.id)
+    exporter.turn()
+    assert gauge(lab, "task_oldest_age_seconds", pool=POOL, status="pending") == pytest.approx(90, abs=5)
+    assert gauge(lab, "task_oldest_age_seconds", pool=POOL, status="processing") == 0
+
+
+def test_what_is_late_is_counted_by_the_bound_it_is_past(lab):
+    for task in (lab.submitting(), lab.processing(), lab.completed()):
+        lab.sql("update tasks set due_at = now() - interval '1 minute' where id = :id", id=task.id)
+    lab.sql("update tasks set deadline_at = now() - interval '1 minute' where id = :id", id=lab.pending().id)
+    assert read_state(lab.engine).overdue == dict.fromkeys(Bound, 1)
+
+
+def test_a_row_that_came_due_just_now_is_not_late(lab):
+    task = lab.processing()
+    lab.sql("update tasks set due_at = now() - interval '1 second' where id = :id", id=task.id)
+    assert read_state(lab.engine).overdue == dict.fromkeys(Bound, 0)
+
+
+def test_bounds_and_label_values_are_the_same_closed_list():
+    assert set(Bound) == set(BOUNDS)
+
+
+def test_backends_show_their_load_their_capacity_and_whether_they_are_up(lab, exporter):
+    lab.processing()
+    exporter.turn()
+    assert gauge(lab, "backend_inflight_tasks", backend="gpu-1") == 1
+    assert gauge(lab, "backend_capacity_tasks", backend="gpu-1") == 100
+    assert gauge(lab, "backend_up", backend="gpu-1") == 1
+    lab.slots.set_health("gpu-1", "frozen")
+    exporter.turn()
+    assert gauge(lab, "backend_up", backend="gpu-1") == 0
+
+
+def test_work_on_a_backend_that_left_the_configuration_is_not_forgotten(lab):
+    lab.processing()
+    Exporter(lab.engine, lab.metrics, pools=[POOL], backends=[]).turn()
+    assert gauge(lab, "backend_inflight_tasks", backend=OTHER) == 1
+    assert gauge(lab, "backend_capacity_tasks", backend="gpu-1") is None
+
+
+def test_a_dead_letter_is_open_until_somebody_decides(lab, exporter):
+    Collector(DeadLetters(lab.engine, "test"), lab.metrics).handle([letter_about(lab.failed())])
+    exporter.turn()
+    assert gauge(lab, "dead_letters_open", stage="check", reason="execution_failed") == 1
+    lab.sql("update dead_letters set state = 'discarded', closed_at = now(), closed_by = 'ann'")
+    exporter.turn()
+    assert gauge(lab, "dead_letters_open", stage="check", reason="execution_failed") == 0
+
+
+def test_without_an_answer_the_numbers_go_and_the_time_of_the_last_one_stays(lab, exporter):
+    exporter.turn()
+    before = gauge(lab, "state_last_success_timestamp_seconds", question="state")
+    assert before is not None
+    lab.sql("alter table dead_letters rename to elsewhere")
+    exporter.turn()
+    assert gauge(lab, "tasks", pool=POOL, status="pending") is None
+    assert gauge(lab, "dead_letters_open", stage="check", reason="bug") is None
+    assert gauge(lab, "state_last_success_timestamp_seconds", question="state") == before
+    assert gauge(lab, "invariant_violations", check="zombie") == 0
+
+
+def test_it_turns_until_it_is_told_to_stop(lab, exporter):
+    stopping, turned = threading.Event(), threading.Event()
+    turning = threading.Thread(target=exporter.run, args=(stopping, turned.set))
+    turning.start()
+    assert turned.wait(15)
+    stopping.set()
+    turning.join(15)
+    assert not turning.is_alive()
+
+
+def test_every_unfinished_status_is_exported(lab, exporter):
+    exporter.turn()
+    for status in Status:
+        assert (gauge(lab, "tasks", pool=POOL, status=status) is None) == status.is_final
