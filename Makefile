@@ -24,6 +24,7 @@ demo: setup ## run orders through the whole system and show what happens
 	@$(PYTHON) -m deploy.demo
 
 test: setup ## run all tests, against servers of their own
+	@$(PYTHON) -m deploy.local install --with-prometheus
 	@$(PYTHON) -m pytest
 
 bench: setup ## measure speed, CPU time and latency beside a naive system; about four minutes

@@ -4,7 +4,7 @@ Standard library only: it runs before any package is there.
 
 On the command line:
 
-    python -m deploy.local install          find or install both servers, start nothing
+    python -m deploy.local install          find or install both servers, start nothing; --with-prometheus for tests
     python -m deploy.local up               find or install both servers, start them, write .local/env
     python -m deploy.local status [--json]  what runs and where; exit status 3 unless both are up
     python -m deploy.local env              `export DARKROOM_...=` lines for a shell

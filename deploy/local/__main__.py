@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.local.install import ready
+from deploy.local.install import prometheus, ready
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Server, Stack
 
@@ -32,6 +32,8 @@ def _run(arguments: argparse.Namespace, stack: Stack) -> int:
     match arguments.command:
         case "install":
             ready(_say)
+            if arguments.with_prometheus:
+                prometheus(_say)
         case "up":
             stack.up()
             _print_table(stack.status())
@@ -54,7 +56,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--dir", type=Path, default=ROOT / ".local", help="where everything is kept (default: %(default)s)"
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("install", help="find both servers on this machine, or install them; start nothing")
+    install = commands.add_parser("install", help="find both servers on this machine, or install them; start nothing")
+    install.add_argument("--with-prometheus", action="store_true", help="and Prometheus, which the tests need")
     commands.add_parser("up", help="find or install both servers and start them")
     down = commands.add_parser("down", help="stop them; the data stays")
     down.add_argument("--wipe", action="store_true", help="drop the data as well")

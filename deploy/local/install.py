@@ -1,4 +1,4 @@
-"""Where RabbitMQ and PostgreSQL are on this machine, and apt-get when they are not and we are root."""
+"""Where RabbitMQ, PostgreSQL and Prometheus are on this machine, and apt-get when they are not and we are root."""
 
 import os
 import re
@@ -78,6 +78,20 @@ def ready(
     raise StackProblem(f"{' and '.join(found)} was installed, but its programs are not in any folder we know")
 
 
+def prometheus(say: Callable[[str], None]) -> Path:
+    """Prometheus' program, which only tests need; installed first when that is possible. Raises StackProblem."""
+    found = shutil.which("prometheus")
+    if found is None:
+        if os.geteuid() != 0 or shutil.which("apt-get") is None:
+            raise StackProblem(_what_to_install(["prometheus"]))
+        say("installing prometheus with apt-get, about a minute")
+        install_packages(["prometheus"])
+        found = shutil.which("prometheus", path="/usr/bin")
+        if found is None:
+            raise StackProblem("prometheus was installed, but its program is not in /usr/bin")
+    return Path(found)
+
+
 def find_tools(path: str | None = None, known: bool = True) -> Tools | list[str]:
     """The programs, or the names of the packages that would bring the missing ones.
 
@@ -128,10 +142,14 @@ def _what_to_install(packages: Sequence[str]) -> str:
         how = f"run `apt-get install --no-install-recommends {' '.join(packages)}` as root"
     elif shutil.which("brew"):
         formulas = {"rabbitmq-server": "rabbitmq", "postgresql": "postgresql@17"}
-        how = f"run `brew install {' '.join(formulas[package] for package in packages)}`"
+        how = f"run `brew install {' '.join(formulas.get(package, package) for package in packages)}`"
     else:
         how = "install it with your system's package manager, or add the folder of its programs to PATH"
-    names = {"rabbitmq-server": "RabbitMQ (with Erlang)", "postgresql": "the PostgreSQL server"}
+    names = {
+        "rabbitmq-server": "RabbitMQ (with Erlang)",
+        "postgresql": "the PostgreSQL server",
+        "prometheus": "Prometheus",
+    }
     return f"{' and '.join(names[package] for package in packages)} not found on this machine: {how}, then try again."
 
 

@@ -37,14 +37,18 @@ class Worker:
     def is_alive(self) -> bool:
         return self.process.poll() is None
 
+    @property
+    def port(self) -> int | None:
+        """Of /readyz and /metrics, as its log names it; None before that."""
+        return next((line["port"] for line in self.lines() if line.get("event") == "health served"), None)
+
     def is_ready(self) -> bool:
-        """Whether it says so itself, under the port that its log names."""
-        port = next((line["port"] for line in self.lines() if line.get("event") == "health served"), None)
-        if port is None:
+        """Whether it says so itself."""
+        if self.port is None:
             assert self.is_alive, f"{self.name} ended: {self.tail()}"
             return False
         try:
-            return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).status_code == 200
+            return requests.get(f"http://127.0.0.1:{self.port}/readyz", timeout=5).status_code == 200
         except requests.ConnectionError:
             assert self.is_alive, f"{self.name} ended: {self.tail()}"
             return False

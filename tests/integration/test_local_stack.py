@@ -281,6 +281,13 @@ def test_an_install_that_brings_nothing_is_said_so() -> None:
         install.ready(lambda _: None, find=lambda: ["postgresql"], install=lambda _: None)
 
 
+def test_without_prometheus_somebody_who_is_not_root_reads_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(StackProblem, match=r"^Prometheus not found on this machine: .*, then try again\.$"):
+        install.prometheus(lambda _: None)
+
+
 def test_packages_start_no_service_while_they_install(tmp_path: Path) -> None:
     policy = tmp_path / "policy-rc.d"
 

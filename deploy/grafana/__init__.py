@@ -1,0 +1,1 @@
+"""Dashboards as Python that writes the JSON Grafana reads: `python -m deploy.grafana`."""

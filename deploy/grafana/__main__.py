@@ -1,0 +1,19 @@
+"""`python -m deploy.grafana` writes every dashboard again; a test fails when a file differs from what this makes."""
+
+import json
+from pathlib import Path
+from typing import Final
+
+from deploy.grafana.overview import overview
+
+FOLDER: Final = Path(__file__).parent / "dashboards"
+
+
+def files() -> dict[str, str]:
+    """Name and text of each dashboard's file. Pure."""
+    return {f"{board['uid']}.json": json.dumps(board, indent=2, ensure_ascii=False) + "\n" for board in [overview()]}
+
+
+if __name__ == "__main__":
+    for name, text in files().items():
+        (FOLDER / name).write_text(text, encoding="utf-8")

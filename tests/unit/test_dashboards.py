@@ -1,0 +1,128 @@
+"""The dashboards: what is committed is what the generator makes, and every query asks for series that exist."""
+
+import itertools
+import json
+import re
+from typing import Any
+
+import pytest
+
+from deploy.grafana.__main__ import FOLDER, files
+from shared.observe.catalog import CATALOGUE, PREFIX, Kind, Metric
+
+#: What others export, with the labels we use.
+FOREIGN = {
+    "rabbitmq_detailed_queue_messages_ready": {"queue"},
+    "rabbitmq_detailed_queue_consumers": {"queue"},
+    "rabbitmq_alarms_memory_used_watermark": set(),
+    "rabbitmq_alarms_free_disk_space_watermark": set(),
+    "process_start_time_seconds": set(),
+}
+OURS = {PREFIX + metric.name: metric for metric in CATALOGUE}
+FROM_THE_SCRAPE = {"job", "instance"}
+BOARDS = {name: json.loads((FOLDER / name).read_text()) for name in sorted(path.name for path in FOLDER.glob("*.json"))}
+
+_NAME = re.compile(r"\b(?:darkroom|rabbitmq|process|pg|up)_\w+")
+_SELECTED = re.compile(r"(\w+)\{([^}]*)\}")
+_MATCHER = re.compile(r'(\w+)(?:=~|!~|!=|=)"([^"]*)"')
+_BY = re.compile(r"\bby \(([^)]*)\)")
+
+
+PANELS = [
+    pytest.param(panel, id=f"{name}: {panel['title']}")
+    for name, board in BOARDS.items()
+    for panel in board["panels"]
+    if panel["type"] != "row"
+]
+
+
+def queries(panel: Any) -> list[str]:
+    return [target["expr"] for target in panel["targets"]]
+
+
+def metric_of(series: str) -> Metric | None:
+    """The catalogue's row for a name in a query; None for a name of others. KeyError: nobody exports it."""
+    if series in FOREIGN:
+        return None
+    base = re.sub(r"_(bucket|sum|count)$", "", series)
+    return OURS[base if base in OURS and OURS[base].kind is Kind.HISTOGRAM else series]
+
+
+def test_the_committed_files_are_what_the_generator_makes():
+    made = files()
+    assert {name: (FOLDER / name).read_text() for name in BOARDS} == made, "run `python -m deploy.grafana`"
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_every_series_and_label_value_in_a_query_exists(panel):
+    for query in queries(panel):
+        names = _NAME.findall(query)
+        assert names
+        for name in names:
+            metric_of(name)
+        for name, matchers in _SELECTED.findall(query):
+            metric = metric_of(name)
+            for label, text in _MATCHER.findall(matchers):
+                if label in FROM_THE_SCRAPE:
+                    continue
+                assert metric is not None
+                known = metric.labels[label]
+                assert not isinstance(known, tuple) or set(text.split("|")) <= set(known)
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_every_label_that_a_query_or_a_legend_groups_by_exists(panel):
+    for target in panel["targets"]:
+        known = FROM_THE_SCRAPE | {"le"}
+        for name in _NAME.findall(target["expr"]):
+            metric = metric_of(name)
+            known |= set(metric.labels) if metric else FOREIGN[name]
+        grouped = {label.strip() for labels in _BY.findall(target["expr"]) for label in labels.split(",")}
+        assert grouped <= known
+        assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= grouped
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_counters_are_read_as_rates_and_gauges_of_rows_are_never_summed_over_replicas(panel):
+    for query in queries(panel):
+        for name in _NAME.findall(query):
+            metric = metric_of(name)
+            if metric is None:
+                continue
+            is_rate = re.search(rf"(rate|increase)\({name}\{{[^}}]*\}}\[(\$__rate_interval|1h|10m)\]\)", query)
+            assert bool(is_rate) == (metric.kind is not Kind.GAUGE), name
+            if metric.kind is Kind.GAUGE and metric.services == ("ops",):
+                assert re.search(rf"(max|min)( by \([^)]*\))? \((time\(\) - )?{name}|max\({name}", query), query
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_a_panel_says_what_it_shows_and_in_which_unit(panel):
+    assert panel["title"]
+    assert panel["description"].endswith(".")
+    assert panel["fieldConfig"]["defaults"]["unit"]
+    assert panel["datasource"]["uid"] == "${datasource}"
+    assert all(target["legendFormat"] for target in panel["targets"])
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_panels_stand_beside_each_other_on_the_grid(board):
+    places = [panel["gridPos"] for panel in board["panels"]]
+    cells = [
+        cell
+        for place in places
+        for cell in itertools.product(
+            range(place["x"], place["x"] + place["w"]), range(place["y"], place["y"] + place["h"])
+        )
+    ]
+    assert len(cells) == len(set(cells))
+    assert max(x for x, _ in cells) < 24
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(ids) == len(set(ids))
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_a_dashboard_can_be_provisioned_and_lets_the_reader_choose(board):
+    assert not board["editable"]
+    assert board["schemaVersion"] == 39
+    assert [choice["name"] for choice in board["templating"]["list"]] == ["datasource", "job", "instance"]
+    assert "__inputs" not in board
