@@ -273,6 +273,11 @@ class _Http(ThreadingHTTPServer):
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002 - the library's
+        """A caller that hung up is no news. Anything else is logged, where the library would print a traceback."""
+        if not isinstance(sys.exception(), OSError):
+            log.exception("probe not answered")
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Http

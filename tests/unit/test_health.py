@@ -214,3 +214,13 @@ def test_a_closed_server_frees_its_port():
     second = Server(Health(), metrics, port=first.port).start()
     assert second.port == first.port
     second.close()
+
+
+def test_a_scraper_that_hangs_up_is_no_news_and_a_mistake_of_ours_is(server, capsys, caplog):
+    for error in (BrokenPipeError(), ValueError("ours")):
+        try:
+            raise error
+        except (OSError, ValueError):
+            server._http.handle_error(None, ("127.0.0.1", 1))
+    assert capsys.readouterr().err == ""
+    assert [record.exc_info[0] for record in caplog.records] == [ValueError]
