@@ -3,10 +3,10 @@ PYTHON := .venv/bin/python
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet --generate-hashes --allow-unsafe \
 	--strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
-.PHONY: help setup up down status demo test bench lint lock clean
+.PHONY: help setup up down status demo test compose-test bench lint lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: .venv/.installed ## make .venv and find or install RabbitMQ and PostgreSQL
 	@$(PYTHON) -m deploy.local install
@@ -26,6 +26,9 @@ demo: setup ## run orders through the whole system and show what happens
 test: setup ## run all tests, against servers of their own
 	@$(PYTHON) -m deploy.local install --with-prometheus
 	@$(PYTHON) -m pytest
+
+compose-test: .venv/.installed ## run docker-compose.yml under a name of its own, and kill parts of it; needs Docker
+	@$(PYTHON) -m pytest tests/compose
 
 bench: setup ## measure speed, CPU time and latency beside a naive system; about four minutes
 	@$(PYTHON) -m benchmarks
