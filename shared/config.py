@@ -250,7 +250,7 @@ def _shown_default(name: str) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    return Settings.model_fields[name].annotation is SecretStr
+    return Settings.model_fields[name].annotation in (SecretStr, SecretStr | None)
 
 
 def _variable(field: str) -> str:

@@ -51,7 +51,10 @@ def test_a_configured_backend_becomes_a_provider(tmp_path: Path) -> None:
         ('url = "http://h"\nmax_run_seconds = -1', "max_run_seconds"),
         ('url = "http://h"\ncolour = "red"', "colour"),
         ('url = "http://h"\npool = "Big Pool"', "pool"),
-        *[(f'url = "http://h"\nrate = {rate}', "such as 10/s") for rate in ("10", '"0/s"', '"5/h"', '"-1/s"', '"1/s\\n"')],
+        *[
+            (f'url = "http://h"\nrate = {rate}', "such as 10/s")
+            for rate in ("10", '"0/s"', '"5/h"', '"-1/s"', '"1/s\\n"')
+        ],
     ],
 )
 def test_a_wrong_line_is_named_and_no_secret_shown(tmp_path: Path, line: str, sentence: str) -> None:
