@@ -172,7 +172,7 @@ class Database:
         except FileNotFoundError:
             return False
         process = self.process
-        return process is not None and lines[0] == str(process.pid) and len(lines) > 7 and lines[7].strip() == "ready"
+        return process is not None and len(lines) > 7 and lines[0] == str(process.pid) and lines[7].strip() == "ready"
 
     def _environment(self) -> dict[str, str]:
         """Nothing of the caller's PG* variables."""
