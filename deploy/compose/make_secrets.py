@@ -11,7 +11,7 @@ import secrets
 import sys
 from pathlib import Path
 
-_FOLDERS = ("broker", "database", "grafana")
+_FOLDERS = ("broker", "database", "grafana", "http")
 
 
 def make(folder: Path) -> list[str]:
@@ -42,6 +42,8 @@ def _files(name: str, password: str) -> dict[str, str]:
                 "url": f"postgresql://darkroom:{password}@postgres:5432/darkroom\n",
                 "password": f"{password}\n",
             }
+        case "http":
+            return {"tokens": f"{password}\n"}
         case _:
             return {"admin_password": f"{password}\n"}
 

@@ -39,6 +39,7 @@ class Project:
 
     def __init__(self) -> None:
         self.name = f"darkroom-test-{uuid.uuid4().hex[:8]}"
+        self._token: str | None = None
         ports: dict[str, int] = {}
         for variable in _PORTS:
             ports[variable] = free_port(ports.values())
@@ -101,9 +102,14 @@ class Project:
         """What the command says, in the container of ops."""
         return self.compose("exec", "-T", "ops", "darkroom", *words)
 
+    def _authorization(self) -> dict[str, str]:
+        if self._token is None:
+            self._token = self.compose("exec", "-T", "ops", "cat", "/secrets/http/tokens").strip()
+        return {"Authorization": f"Bearer {self._token}"}
+
     def place(self, order: dict[str, Any]) -> str:
         """The order's address."""
-        answer = requests.post(f"{self.api}/v1/orders", json=order, timeout=10)
+        answer = requests.post(f"{self.api}/v1/orders", json=order, headers=self._authorization(), timeout=10)
         assert answer.status_code in {200, 202}, answer.text
         return self.api + answer.headers["Location"]
 
@@ -112,7 +118,7 @@ class Project:
         found: dict[str, int] = {}
         for address in addresses:
             try:
-                answer = requests.get(address, timeout=10)
+                answer = requests.get(address, headers=self._authorization(), timeout=10)
             except requests.ConnectionError:  # the producer may be on its way up
                 status = "unknown"
             else:
