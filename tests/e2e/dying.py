@@ -72,7 +72,7 @@ WINDOWS: Final[dict[str, Callable[[], None]]] = {
     # intake
     "claim committed": lambda: die_after(Tasks, "claim"),
     "permit confirmed": lambda: die_before(Consumer, "_ack", _in_queue("orders")),
-    "unstartable order failed": lambda: die_after(Tasks, "move", _moved_to(Status.FAILED)),
+    "unstartable order failed": lambda: die_after(Tasks, "_move", _moved_to(Status.FAILED)),
     # submit
     "row taken": lambda: die_after(Slots, "take", lambda taken, *_: bool(taken.tasks)),
     "post announced": lambda: die_before(ComfyUI, "submit"),
@@ -81,14 +81,14 @@ WINDOWS: Final[dict[str, Callable[[], None]]] = {
     "started order told": lambda: die_before(Consumer, "_ack", _in_queue("submit.")),
     # check
     "picture stored": lambda: die_after(Artifacts, "put"),
-    "completed committed": lambda: die_after(Tasks, "move", _moved_to(Status.COMPLETED)),
+    "completed committed": lambda: die_after(Tasks, "_move", _moved_to(Status.COMPLETED)),
     "event confirmed": lambda: die_before(Tasks, "clear_due"),
     "follow-up cleared": lambda: die_after(Tasks, "clear_due", lambda *_: True),
-    "failed committed": lambda: die_after(Tasks, "move", _moved_to(Status.FAILED)),
-    "retry committed": lambda: die_after(Tasks, "move", _moved_to(Status.PENDING)),
+    "failed committed": lambda: die_after(Tasks, "_move", _moved_to(Status.FAILED)),
+    "retry committed": lambda: die_after(Tasks, "_move", _moved_to(Status.PENDING)),
     # schedule
     "due rows taken": lambda: die_after(Tasks, "take_due", _saw_running),
-    "overdue row failed": lambda: die_after(Tasks, "move", _moved_to(Status.FAILED)),
+    "overdue row failed": lambda: die_after(Tasks, "_move", _moved_to(Status.FAILED)),
     "permits made": lambda: die_before(Publisher, "publish", bool),
     # collector
     "letter recorded": lambda: die_after(DeadLetters, "record"),
