@@ -42,7 +42,7 @@ def await_health(system: System, gpu: Gpu, wanted: str) -> None:
 
 
 def running_on(system: System, gpu: Gpu) -> Order:
-    """An order whose job this server, idle and the first one, has begun to draw."""
+    """An order whose job this server, idle and the first one, has begun to draw. It must be slow, or nobody look."""
     order = an_order()
     system.place(order)
     [row] = system.await_status("processing", order)
@@ -121,7 +121,10 @@ def test_an_order_refused_by_a_dead_server_goes_to_another_and_nothing_is_charge
     system.await_status("completed", order, *others)
     assert [servers_of(system, order)[0], outcomes(system, order)] == [dead.name, ["success"]]
     await_health(system, dead, "up")
-    system.await_status("completed", running_on(system, dead))
+    later = an_order()
+    system.place(later)
+    [row] = system.await_status("completed", later)
+    assert row.backend == dead.name
 
 
 # --- what becomes of a job whose server is in trouble
@@ -157,10 +160,10 @@ def test_a_server_that_cannot_be_reached_for_a_while_keeps_its_job(system: Syste
     order = running_on(system, away)
     away.faults(refuse={"seconds": 5})
     await_health(system, away, "down")
-    others = some_orders(4)
+    others = some_orders(2)
     system.place(*others)
-    assert away.name not in {row.backend for row in system.await_status("completed", *others)}
 
+    system.await_status("completed", *others)
     [row] = system.await_status("completed", order)
     assert (row.backend, row.attempt) == (away.name, 1)
     assert outcomes(system, order) == ["success"]
@@ -168,9 +171,10 @@ def test_a_server_that_cannot_be_reached_for_a_while_keeps_its_job(system: Syste
 
 def test_a_server_that_forgot_a_running_job_runs_it_again_and_one_set_of_pictures_is_kept(system: System) -> None:
     forgetful = system.gpus[0]
-    forgetful.faults(seconds_per_image=2)
+    forgetful.faults(seconds_per_image=ENDLESS)
     order = running_on(system, forgetful)
     first_key = system.row(order).job_key
+    forgetful.heal()  # from the next job on
     forgetful.restart()
 
     [row] = system.await_status("completed", order)
