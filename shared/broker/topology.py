@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from shared.domain.errors import DarkroomError
 from shared.domain.task import Stage
 
 #: A redelivery counts, also for messages a dying worker had only prefetched, so this must stay well above the
@@ -15,6 +16,10 @@ DEAD_DELIVERY_LIMIT: Final = 1000
 ORDERS_EXCHANGE: Final = "orders"
 EVENTS_EXCHANGE: Final = "events"
 ORDERS_QUEUE: Final = "orders"
+
+
+class ReservedPool(DarkroomError):
+    """A pool's name would give one of its queues the name of a dead queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +60,20 @@ def stage_of(queue: str) -> Stage:
     return Stage(queue.split(".", 1)[0])
 
 
+def buries_to(queue: str) -> str | None:
+    """Where a consumer of `queue` puts what cannot go on; None for a dead queue, which is the end of the way."""
+    return None if queue in _DEAD_QUEUES else dead_queue(stage_of(queue))
+
+
 def topology(pools: Sequence[str]) -> Topology:
-    """What must exist before anything is published or consumed; dead queues come first. Pure."""
-    dead = [Queue(dead_queue(stage), _DEAD) for stage in Stage]
+    """What must exist before anything is published or consumed; dead queues come first. Pure.
+
+    Raises ReservedPool.
+    """
+    for pool in pools:
+        if submit_queue(pool) in _DEAD_QUEUES:
+            raise ReservedPool(f"a pool cannot be called {pool!r}: its queue {submit_queue(pool)} is the dead queue")
+    dead = [Queue(name, _DEAD) for name in _DEAD_QUEUES]
     work = [Queue(ORDERS_QUEUE, _work(Stage.ORDERS), (ORDERS_EXCHANGE, "order.placed"))]
     for pool in pools:
         work.append(Queue(submit_queue(pool), _work(Stage.SUBMIT)))
@@ -65,6 +81,7 @@ def topology(pools: Sequence[str]) -> Topology:
     return Topology((Exchange(ORDERS_EXCHANGE), Exchange(EVENTS_EXCHANGE)), (*dead, *work))
 
 
+_DEAD_QUEUES: Final = tuple(dead_queue(stage) for stage in Stage)
 _DEAD: Final[Mapping[str, Any]] = {
     "x-queue-type": "quorum",
     "x-delivery-limit": DEAD_DELIVERY_LIMIT,
