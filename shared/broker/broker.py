@@ -93,5 +93,5 @@ class Broker:
             self._io.later(0.02, lambda: self._leave(at_last))
 
     def _turn(self) -> None:
+        self._io.later(1.0, self._turn)  # first: a tick that fails is not the last
         self._tick()
-        self._io.later(1.0, self._turn)

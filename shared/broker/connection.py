@@ -3,21 +3,26 @@
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
 
 import pika
-from pika.adapters.select_connection import IOLoop, SelectConnection
+from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 
 from shared.broker.topology import Topology
+from shared.broker.wire import Connection
 
 log = logging.getLogger(__name__)
 
 #: A silent peer is noticed after three of them, on both sides: 30 s until a hung host's messages go to others.
 HEARTBEAT_SECONDS: Final = 10
 _BACKOFF_SECONDS: Final = (0.2, 5.0)
+#: A connection that ends sooner was no success, and the wait before the next grows on: whatever ended it is likely to
+#: do so again, and each round costs everything prefetched one of its deliveries.
+_SOUND_SECONDS: Final = 5.0
 
 
 def parameters_of(urls: Sequence[str]) -> list[pika.URLParameters]:
@@ -40,17 +45,22 @@ class IOThread:
         self.loop = IOLoop()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._stopping = False
+        self._recoveries: list[Callable[[], None]] = []
 
     def start(self) -> None:
         self._thread.start()
 
+    def after_failure(self, recover: Callable[[], None]) -> None:
+        """Have `recover` run on the I/O thread whenever a callback failed there. Before `start` only."""
+        self._recoveries.append(recover)
+
     def run(self, work: Callable[[], None]) -> None:
         """Have `work` run on the I/O thread soon; order is kept. From any thread."""
-        self.loop.add_callback_threadsafe(work)
+        self.loop.add_callback_threadsafe(partial(self._attempt, work))
 
     def later(self, seconds: float, work: Callable[[], None]) -> None:
         """On the I/O thread only."""
-        self.loop.call_later(seconds, work)
+        self.loop.call_later(seconds, partial(self._attempt, work))
 
     def stop(self) -> None:
         """On the I/O thread: end it after this callback."""
@@ -60,14 +70,19 @@ class IOThread:
     def join(self, within_seconds: float) -> None:
         self._thread.join(within_seconds)
 
+    def _attempt(self, work: Callable[[], None]) -> None:
+        """The loop is sound after a bug; what the bug left undone comes back over new connections."""
+        try:
+            work()
+        except Exception:
+            log.exception("a callback of the I/O thread failed")
+            for recover in self._recoveries:
+                recover()
+
     def _serve(self) -> None:
         while not self._stopping:
-            try:
-                self.loop.start()
-            except Exception:
-                # A callback broke. The loop itself is sound; what the callback left undone comes back with the
-                # next reconnect, and a worker that dies of it would only do so again.
-                log.exception("a callback of the I/O thread failed")
+            # Ours are tried one by one: what leaves the loop, as pika's may, takes the timers due with it along.
+            self._attempt(self.loop.start)
         self.loop.close()  # `run` from a thread that is still ending does no harm after this
 
 
@@ -85,7 +100,7 @@ class Link:
         topology: Topology,
         *,
         name: str,
-        on_ready: Callable[[SelectConnection], None],
+        on_ready: Callable[[Connection], None],
         on_lost: Callable[[], None],
         on_blocked: Callable[[bool], None] = lambda _: None,
     ) -> None:
@@ -99,19 +114,23 @@ class Link:
         self._failures = 0
         self._closing = False
         self._ready = False
-        self._connection: SelectConnection | None = None
+        self._ready_at = 0.0
+        self._next_open: object = None
+        self._connection: Connection | None = None
         self.reconnects = 0
+        io.after_failure(lambda: self.fail("a callback failed, so what it was about to do is not done"))
 
     @property
     def is_ready(self) -> bool:
         return self._ready
 
     def open(self) -> None:
+        self._next_open = None
         if self._closing:
             return
         parameters = self._parameters[self._failures % len(self._parameters)]
         parameters.client_properties = {"connection_name": self._name}
-        self._connection = SelectConnection(
+        self._connection = Connection(
             parameters,
             on_open_callback=self._opened,
             on_open_error_callback=self._gone,
@@ -136,8 +155,10 @@ class Link:
         if self._connection is not None and self._connection.is_open:
             log.warning("broker connection given up", extra={"connection": self._name, "why": why})
             self._connection.close()
+        elif self._connection is None and self._next_open is None:  # what failed was the opening
+            self._open_again(why)
 
-    def _opened(self, connection: SelectConnection) -> None:
+    def _opened(self, connection: Connection) -> None:
         if self._closing:
             connection.close()
             return
@@ -159,8 +180,7 @@ class Link:
             if steps:
                 steps.pop(0)(callback=next_step)
                 return
-            self._failures = 0
-            self._ready = True
+            self._ready, self._ready_at = True, time.monotonic()
             channel.close()
             log.info("broker connected", extra={"connection": self._name})
             if self._connection is not None:
@@ -175,17 +195,23 @@ class Link:
             if self._connection is not None and self._connection.is_open:
                 self._connection.close()
 
-    def _gone(self, _: Any, why: BaseException) -> None:
+    def _gone(self, _: Connection, why: BaseException) -> None:
+        self._connection = None
         was_ready, self._ready = self._ready, False
+        if was_ready and time.monotonic() - self._ready_at >= _SOUND_SECONDS:
+            self._failures = 0
+        self._open_again(str(why) or repr(why))
         if was_ready:
             self._on_lost()
+
+    def _open_again(self, why: str) -> None:
+        """Open a connection after a while, unless somebody does before."""
         if self._closing:
             return
         self._failures += 1
         self.reconnects += 1
         low, high = _BACKOFF_SECONDS
         wait = random.uniform(low, min(high, low * 2 ** min(self._failures, 6)))
-        log.warning(
-            "broker away", extra={"connection": self._name, "why": str(why) or repr(why), "again_in": round(wait, 2)}
-        )
-        self._io.later(wait, self.open)
+        log.warning("broker away", extra={"connection": self._name, "why": why, "again_in": round(wait, 2)})
+        self._next_open = this = object()
+        self._io.later(wait, lambda: self.open() if self._next_open is this else None)

@@ -39,6 +39,7 @@ class BrokerLab:
         self,
         handler: Handler | None = None,
         *,
+        queue: str = "orders",
         urls: Sequence[str] = (),
         ready: bool = True,
         prefetch: int = 20,
@@ -47,11 +48,11 @@ class BrokerLab:
         hold_seconds: float = 60.0,
         **options: Any,
     ) -> Broker:
-        """A started broker; with a handler, it consumes the queue `orders`."""
+        """A started broker; with a handler, it consumes `queue`."""
         subscriptions = []
         if handler is not None:
             wanted = {"prefetch": prefetch, "batch": batch, "threads": threads, "hold_seconds": hold_seconds}
-            subscriptions.append(Subscription(queue="orders", handler=handler, **wanted))  # type: ignore[arg-type]
+            subscriptions.append(Subscription(queue=queue, handler=handler, **wanted))  # type: ignore[arg-type]
         broker = Broker(
             urls or [self.url], TOPOLOGY, name="test", metrics=MEASURED, subscriptions=subscriptions, **options
         )

@@ -1,0 +1,63 @@
+"""Where pika's own behaviour costs messages, and what is done instead. Nothing else here relies on its insides."""
+
+import contextlib
+import logging
+import struct
+from typing import Any, Final
+
+from pika.adapters.select_connection import SelectConnection
+from pika.exceptions import InvalidFrameError
+from pika.frame import Frame, Header, ProtocolHeader
+from pika.spec import FRAME_END_SIZE, FRAME_HEADER, FRAME_HEADER_SIZE, BasicProperties
+
+log = logging.getLogger(__name__)
+
+#: Class id, weight and body size: what stands before the properties in a header frame.
+_BEFORE_PROPERTIES: Final = 12
+
+
+class Connection(SelectConnection):
+    """A connection that outlives messages whose header table pika cannot read, and delivers them without it.
+
+    AMQP knows values that Python's types do not: a date beyond the year 9999 (milliseconds where seconds belong), a
+    float that is not a number. pika raises while it reads the frame and gives the connection up, so the same message
+    comes again, and all that was prefetched with it runs into the delivery limit.
+    """
+
+    def _read_frame(self) -> tuple[int, Frame | ProtocolHeader | None]:
+        try:
+            return super()._read_frame()
+        except InvalidFrameError:
+            raise  # the stream itself is broken
+        except Exception:
+            found = _without_table(self._frame_buffer)
+            if found is None:
+                raise
+            log.warning("headers of a message cannot be decoded and are left out", exc_info=True)
+            return found
+
+
+def _without_table(buffer: bytes) -> tuple[int, Header] | None:
+    """The frame at the start of `buffer`, and its length, without the header table; None when it is no header frame."""
+    kind, channel_number, size = struct.unpack_from(">BHL", buffer)
+    if kind != FRAME_HEADER:
+        return None
+    content = buffer[FRAME_HEADER_SIZE : FRAME_HEADER_SIZE + size]
+    (body_size,) = struct.unpack_from(">4xQ", content)
+    properties: Any = BasicProperties()  # type: ignore[no-untyped-call]  # pika's own annotations are partial
+    with contextlib.suppress(Exception):  # then it was no header: what was read before it stays, the rest is None
+        properties.decode(_table_cut(content[_BEFORE_PROPERTIES:]))
+    return FRAME_HEADER_SIZE + size + FRAME_END_SIZE, Header(channel_number, body_size, properties)
+
+
+def _table_cut(encoded: bytes) -> bytes:
+    """Encoded properties without `headers`, which come third, after two short strings."""
+    (flags,) = struct.unpack_from(">H", encoded)
+    if not flags & BasicProperties.FLAG_HEADERS:
+        return encoded
+    start = 2
+    for flag in (BasicProperties.FLAG_CONTENT_TYPE, BasicProperties.FLAG_CONTENT_ENCODING):
+        if flags & flag:
+            start += 1 + encoded[start]
+    (size,) = struct.unpack_from(">I", encoded, start)
+    return struct.pack(">H", flags & ~BasicProperties.FLAG_HEADERS) + encoded[2:start] + encoded[start + 4 + size :]
