@@ -15,7 +15,7 @@ from pika.channel import Channel
 
 from shared.broker.connection import IOThread, Link
 from shared.broker.topology import Topology
-from shared.domain.errors import BrokerAway
+from shared.domain.errors import BrokerAway, Unpublishable
 from shared.domain.messages import Message
 
 log = logging.getLogger(__name__)
@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 #: Unconfirmed messages on the wire at once; 200 already gives nearly all of the throughput.
 _WINDOW: Final = 2000
 _RETRY_SECONDS: Final = 1.0
+#: Connections in a row that may be lost while a message is on the wire, before it travels alone, and before it is given
+#: up. The broker ends the connection for a header beyond the frame size and the channel for a body beyond its limit;
+#: travelling alone shows which of them it was, so an outage blames only what it hit five times.
+_LOSSES_UNTIL_ALONE: Final = 2
+_LOSSES_UNTIL_GIVEN_UP: Final = 5
 
 
 class Counter(Protocol):
@@ -40,14 +45,21 @@ class _Batch:
     done: Callable[[], None] | None
 
     def fail(self, error: Exception) -> None:
-        if not self.future.done():
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
             self.future.set_exception(error)
 
 
 @dataclass(slots=True)
 class _Entry:
+    """losses -- connections lost in a row while it was on the wire"""
+
     message: Message
     batch: _Batch
+    losses: int = 0
+
+    @property
+    def travels_alone(self) -> bool:
+        return self.losses >= _LOSSES_UNTIL_ALONE
 
 
 class Publisher:
@@ -101,7 +113,8 @@ class Publisher:
     def publish(self, messages: Sequence[Message]) -> "Future[None]":
         """Done once every message is confirmed and none came back. From any thread.
 
-        It waits through outages; cancel the future to stop trying (what is on the wire may arrive all the same).
+        It waits through outages; cancel the future to stop trying (what is on the wire may arrive all the same). Fails
+        with Unpublishable when one of them cannot be carried, with BrokerAway when this publisher is closed.
         """
         future: Future[None] = Future()
         if not messages:
@@ -115,7 +128,7 @@ class Publisher:
     ) -> None:
         """On the I/O thread: the same, and `done` runs there after the last confirm.
 
-        failed -- runs instead when one of them is no message AMQP can carry, or the publisher was closed
+        failed -- runs instead, with Unpublishable or BrokerAway
         """
         future: Future[None] = Future()
         future.add_done_callback(lambda it: failed(error) if (error := it.exception()) is not None else None)
@@ -136,9 +149,9 @@ class Publisher:
         self._flush()
 
     def _flush(self) -> None:
-        while self._waiting and self.is_ready and len(self._unconfirmed) < _WINDOW:
+        while self._waiting and self.is_ready and self._has_room_for(self._waiting[0]):
             entry = self._waiting.popleft()
-            if entry.batch.future.cancelled():
+            if entry.batch.future.done():  # cancelled, or another of its batch cannot be carried
                 continue
             message = entry.message
             properties = pika.BasicProperties(  # type: ignore[no-untyped-call]  # pika's own annotations are partial
@@ -157,10 +170,18 @@ class Publisher:
             except Exception as error:
                 # pika encodes all of a message before it sends any of it, so the broker did not count this one.
                 log.exception("no message AMQP can carry", extra={"routing_key": message.routing_key})
-                entry.batch.fail(error)
+                unpublishable = Unpublishable(f"no message AMQP can carry: {error!r:.500}")
+                unpublishable.__cause__ = error
+                entry.batch.fail(unpublishable)
                 continue
             self._sent += 1
             self._unconfirmed[self._sent] = entry
+
+    def _has_room_for(self, entry: _Entry) -> bool:
+        if not self._unconfirmed:
+            return True
+        on_the_wire = next(iter(self._unconfirmed.values()))
+        return len(self._unconfirmed) < _WINDOW and not entry.travels_alone and not on_the_wire.travels_alone
 
     def _connected(self, connection: SelectConnection) -> None:
         connection.channel(on_open_callback=self._channel_open)
@@ -171,7 +192,7 @@ class Publisher:
         channel.confirm_delivery(self._confirmed, callback=lambda _: self._start(channel))
 
     def _start(self, channel: Channel) -> None:
-        self._waiting.extendleft(reversed(self._unconfirmed.values()))
+        self._waiting.extendleft(reversed([entry for entry in self._unconfirmed.values() if self._survives(entry)]))
         self._unconfirmed.clear()
         self._returned.clear()
         self._sent = 0
@@ -179,6 +200,14 @@ class Publisher:
         self._metrics.set("amqp_connected", 1)
         self._flush()
         self._open_asking()
+
+    def _survives(self, entry: _Entry) -> bool:
+        entry.losses += 1
+        if entry.losses < _LOSSES_UNTIL_GIVEN_UP:
+            return True
+        log.error("message given up", extra={"routing_key": entry.message.routing_key, "losses": entry.losses})
+        entry.batch.fail(Unpublishable(f"{entry.losses} connections in a row were lost while it was on the wire"))
+        return False
 
     def _lost(self) -> None:
         self._channel = None
@@ -222,6 +251,7 @@ class Publisher:
             returned = self._returned[entry.message.message_id] > 0
             if returned:
                 self._returned -= Multiset([entry.message.message_id])  # forgets what reaches zero
+            entry.losses = 0
             result = "returned" if returned else "confirmed" if ok else "nacked"
             self._metrics.count("publishes_total", result=result)
             if result == "confirmed":

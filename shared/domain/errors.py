@@ -5,6 +5,7 @@ DarkroomError
 │   ├── DatabaseAway         a commit may have worked: re-read before deciding anything
 │   ├── BrokerAway           unconfirmed messages may have arrived: publish them again
 │   └── StorageAway          the pictures are not kept yet: the row stays and comes due again
+├── Unpublishable        AMQP or the broker cannot carry a message: sending it again is useless
 ├── ProviderBusy         provably nothing was created: give the row back, charge nothing
 ├── ProviderRejected     provably nothing was created and no retry will help: fail the row with `reason`
 ├── OutcomeUnknown       a job may exist: ask for `job_key` before anything else is sent
@@ -34,6 +35,10 @@ class BrokerAway(Outage):
 
 class StorageAway(Outage):
     """The artifact store refused or did not answer; nothing may be called stored."""
+
+
+class Unpublishable(DarkroomError):
+    """A message cannot be encoded, or every connection it was sent on was lost. It did not arrive."""
 
 
 class ProviderBusy(DarkroomError):

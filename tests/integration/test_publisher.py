@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
-from pika.exceptions import NackError, ShortStringTooLong
+from pika.exceptions import NackError
 
 from deploy.local import Stack
-from shared.domain.errors import BrokerAway
-from shared.domain.messages import order_placed
+from shared.domain.errors import BrokerAway, Unpublishable
+from shared.domain.messages import Message, order_placed
 from tests.factories import an_order
 from tests.integration.broker_lab import BrokerLab, a_message
 from tests.servers import free_port
@@ -64,12 +64,48 @@ def test_a_message_that_cannot_be_sent_fails_alone_and_shifts_no_confirm(lab: Br
     lost = broker.publish([a_message("lost", to="submit.comfyui")])
     good = broker.publish([a_message("good")])
 
-    with pytest.raises(ShortStringTooLong):
+    with pytest.raises(Unpublishable, match="ShortStringTooLong"):
         bad.result(10)
     good.result(10)
     lost.result(30)
 
     assert [body for _, body in lab.taken("submit.comfyui")] == ["lost"]
+
+
+@pytest.mark.parametrize(
+    "deadly",
+    [a_message(headers={"x": "y" * 200_000}), a_message(exchange="nobody.declared.it")],
+    ids=["a header beyond the frame size", "an exchange that does not exist"],
+)
+def test_a_message_that_ends_every_connection_is_given_up_and_takes_no_other_along(
+    lab: BrokerLab, deadly: Message
+) -> None:
+    broker = lab.broker()
+    before = broker.publish([a_message(number) for number in range(20)])
+    bad = broker.publish([deadly])
+    after = broker.publish([a_message(number) for number in range(20, 40)])
+
+    with pytest.raises(Unpublishable, match="5 connections in a row"):
+        bad.result(60)
+
+    before.result(10)
+    after.result(10)
+    assert {body for _, body in lab.taken()} == set(range(40))
+    assert broker.publisher._link.reconnects == 5
+    eventually(lambda: not broker.problems, within=10)
+
+
+def test_connections_lost_for_other_reasons_give_no_message_up(lab: BrokerLab, stack: Stack, vhost: str) -> None:
+    broker = lab.broker()
+    sent = []
+    for number in range(7):
+        eventually(lambda: not broker.problems, within=20, what="connected")
+        sent.append(broker.publish([a_message(number)] * 200))
+        stack.broker.ctl("close_all_connections", "--vhost", vhost, "a test")
+
+    for batch in sent:
+        batch.result(30)
+    assert {body for _, body in lab.taken()} == set(range(7))
 
 
 def test_an_event_nobody_listens_to_is_done(lab: BrokerLab) -> None:
