@@ -15,6 +15,7 @@ from shared.domain.messages import MAX_DETAIL_CHARS, Delivery
 from shared.domain.outcome import Done, Outcome
 from shared.domain.task import Reason, Stage
 from shared.observe.metrics import Metrics
+from shared.observe.trace import HEADER, read_trace_id, traceparent_of
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ ALTERED: Final = "altered"
 _POOL: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _KEPT_DEATHS: Final = 5
 _MAX_HEADER_CHARS: Final = 200
+_MAX_SHORT_BYTES: Final = 255
 
 
 class Collector:
@@ -56,8 +58,8 @@ def letter_of(delivery: Delivery) -> NewLetter:
     deaths = _deaths(headers.get("x-death"))
     body, mark = _text(delivery.body)
     kept: dict[str, Any] = {"queue": delivery.queue} | ({"body": mark} if mark else {})
-    if isinstance(traceparent := headers.get("traceparent"), str):
-        kept["traceparent"] = storable(traceparent, _MAX_HEADER_CHARS)
+    if trace_id := read_trace_id(headers.get(HEADER)):
+        kept[HEADER] = traceparent_of(trace_id)
     task_id, attempt, stage = None, None, queue_stage
     if deaths:
         kept["x-death"] = deaths
@@ -72,7 +74,7 @@ def letter_of(delivery: Delivery) -> NewLetter:
         reason = found or Reason.INVALID_MESSAGE
         if reason is not Reason.CONFLICT:  # such a letter is about an order that got no row
             task_id, attempt = _task(headers.get("task_id"), headers.get("attempt"))
-    message_id = storable(delivery.message_id, _MAX_HEADER_CHARS) if isinstance(delivery.message_id, str) else None
+    message_id = _short(delivery.message_id)
     return NewLetter(
         identity=hashlib.sha256((message_id or "").encode() + b"\x00" + delivery.body).hexdigest(),
         task_id=task_id,
@@ -82,7 +84,7 @@ def letter_of(delivery: Delivery) -> NewLetter:
         detail=storable(detail),
         pool=_pool(delivery.body),
         message_id=message_id,
-        message_type=storable(delivery.type, _MAX_HEADER_CHARS) if isinstance(delivery.type, str) else None,
+        message_type=_short(delivery.type),
         body=body,
         headers=kept,
     )
@@ -96,6 +98,11 @@ def _plain(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return "" if value is None else str(value)
+
+
+def _short(text: object) -> str | None:
+    """What still is a short string of AMQP once it can be stored: a replay sends the type again."""
+    return storable(text).encode()[:_MAX_SHORT_BYTES].decode(errors="ignore") if isinstance(text, str) else None
 
 
 def _task(task_id: object, attempt: object) -> tuple[uuid.UUID | None, int | None]:

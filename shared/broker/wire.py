@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 from pika.adapters.select_connection import SelectConnection
+from pika.channel import Channel
 from pika.exceptions import InvalidFrameError
 from pika.frame import Frame, Header, ProtocolHeader
 from pika.spec import FRAME_END_SIZE, FRAME_HEADER, FRAME_HEADER_SIZE, BasicProperties
@@ -35,6 +37,15 @@ class Connection(SelectConnection):
                 raise
             log.warning("headers of a message cannot be decoded and are left out", exc_info=True)
             return found
+
+
+def cancel(channel: Channel, consumer_tag: str, done: Callable[[], None]) -> None:
+    """End a consumer; `done` runs once nothing more comes. What is on its way until then is still delivered.
+
+    pika rejects those deliveries by itself, and each rejection counts towards the delivery limit.
+    """
+    channel.basic_cancel(consumer_tag, callback=lambda _: done())
+    channel._cancelled.discard(consumer_tag)
 
 
 def _without_table(buffer: bytes) -> tuple[int, Header] | None:

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from shared.broker.consumer import Consumer
 from shared.broker.publisher import Publisher
+from shared.broker.settling import Settling
 from shared.database.dead_letters import DeadLetters
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
@@ -71,14 +71,14 @@ def _saw_running(rows: Any, *_: Any) -> bool:
 WINDOWS: Final[dict[str, Callable[[], None]]] = {
     # intake
     "claim committed": lambda: die_after(Tasks, "claim"),
-    "permit confirmed": lambda: die_before(Consumer, "_ack", _in_queue("orders")),
+    "permit confirmed": lambda: die_before(Settling, "_ack", _in_queue("orders")),
     "unstartable order failed": lambda: die_after(Tasks, "_move", _moved_to(Status.FAILED)),
     # submit
     "row taken": lambda: die_after(Slots, "take", lambda taken, *_: bool(taken.tasks)),
     "post announced": lambda: die_before(ComfyUI, "submit"),
     "post accepted": lambda: die_before(Tasks, "record"),
     "record committed": lambda: die_after(Tasks, "record"),
-    "started order told": lambda: die_before(Consumer, "_ack", _in_queue("submit.")),
+    "started order told": lambda: die_before(Settling, "_ack", _in_queue("submit.")),
     # check
     "picture stored": lambda: die_after(Artifacts, "put"),
     "completed committed": lambda: die_after(Tasks, "_move", _moved_to(Status.COMPLETED)),

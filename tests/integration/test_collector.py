@@ -17,6 +17,7 @@ from shared.database.replays import Replays
 from shared.domain.messages import Message, dead_letter_headers
 from shared.domain.outcome import Done
 from shared.domain.task import Reason, Stage, Status
+from shared.observe.trace import new_trace_id, read_trace_id, traceparent_of
 from tests.integration.rows_lab import Lab, a_delivery, letter_about
 from tests.waiting import eventually
 
@@ -113,6 +114,22 @@ names = st.sampled_from(["reason", "stage", "task_id", "attempt", "detail", "tra
 def test_whatever_stands_in_a_dead_queue_can_be_recorded(collector, body, headers, message_id):
     delivery = a_delivery(body=body, headers=headers, message_id=message_id, type=message_id)
     assert collector.handle([delivery]) == [Done()]
+
+
+@pytest.mark.parametrize("name", ["\x00" * 255, "鍵" * 85, "\ud800" * 255])
+def test_the_type_of_a_letter_can_be_sent_again(name):
+    """A replay does: what stands for a NUL or half a character is longer than it, and 255 bytes are all there is."""
+    letter = letter_of(a_delivery(type=name, message_id=name))
+    assert 85 <= len(letter.message_type.encode()) <= 255
+    assert letter.message_id == letter.message_type
+
+
+def test_only_a_trace_is_kept_of_what_stands_in_traceparent():
+    trace_id = new_trace_id()
+    kept = letter_of(a_delivery(headers={"traceparent": traceparent_of(trace_id)})).headers
+    assert read_trace_id(kept["traceparent"]) == trace_id
+    for foreign in ("x" * 130_000, "00-" + "0" * 32, 7, None):
+        assert "traceparent" not in letter_of(a_delivery(headers={"traceparent": foreign})).headers
 
 
 @pytest.mark.parametrize(

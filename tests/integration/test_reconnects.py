@@ -1,5 +1,6 @@
 """Connections that go, queues that vanish, callbacks that fail: the process goes on, and no delivery pays for it."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ from pika.exceptions import ChannelClosedByBroker
 from deploy.local import Stack
 from shared.broker import connection
 from shared.broker.broker import Broker
+from shared.broker.settling import Settling
 from shared.domain.messages import Delivery
 from shared.domain.outcome import Done, Outcome
 from tests.integration.broker_lab import BrokerLab, a_message, body_of
@@ -103,6 +105,67 @@ def test_a_connection_whose_opening_fails_is_opened_again(lab: BrokerLab, monkey
 
     eventually(lambda: handler.seen == [1], within=10)
     assert FailsTwice.tries == 4
+
+
+def test_what_a_failed_callback_left_undone_comes_again(lab: BrokerLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    original, calls = Settling._carry_out, []
+
+    def failing_once(self: Settling, settled: Any) -> None:
+        calls.append(settled)
+        if len(calls) == 1:
+            raise ValueError("a bug")
+        original(self, settled)
+
+    monkeypatch.setattr(Settling, "_carry_out", failing_once)
+    handler = Handler()
+    broker = lab.broker(handler)
+
+    lab.put(1)
+
+    eventually(lambda: handler.seen == [1, 1] and handler.redelivered == [1], within=20)
+    eventually(lambda: not broker.problems, within=10)
+    assert lab.depth() == 0
+
+
+def test_deliveries_on_their_way_when_their_queue_is_paused_are_handled_and_not_sent_back(lab: BrokerLab) -> None:
+    """pika alone rejects what arrives between a cancel and its answer, and the broker counts each rejection."""
+    handler = Handler()
+    broker = lab.broker(handler, prefetch=100)
+    assert broker.consumer is not None
+    consumer, on_the_wire = broker.consumer, threading.Event()
+
+    def pause_before_anything_is_read() -> None:
+        on_the_wire.wait(20)
+        consumer._set_paused(consumer._active["orders"], paused=True)
+
+    broker._io.run(pause_before_anything_is_read)
+    lab.put(*range(50))
+    eventually(lambda: lab.depth() == 0, within=10, what="all of them sent to the consumer")
+    on_the_wire.set()
+
+    eventually(lambda: len(handler.seen) == 50 and idle(broker), within=10)
+    eventually(lambda: consumer._active["orders"].consumer_tag is None, within=10, what="cancelled")
+    lab.put(50)
+    consumer.resume("orders")
+    eventually(lambda: handler.seen == list(range(51)) and idle(broker), within=10)
+    assert handler.redelivered == []
+    assert reconnects(broker) == (0, 0)
+
+
+def test_what_a_braked_queue_gives_back_is_delivered_once_more_and_not_in_circles(lab: BrokerLab) -> None:
+    def handler(_: Sequence[Delivery]) -> list[Outcome]:
+        raise ValueError("a bug in every one")
+
+    lab.broker()
+    lab.put(*range(40))
+    broker = lab.broker(handler, ready=False, brake_after=2, batch=1, prefetch=40)
+
+    eventually(lambda: broker.problems == ["orders: stopped after 2 bugs in a row"], within=30)
+    left = eventually(lambda: lab.depth() + lab.depth("orders.dead") == 40 and lab.depth(), within=20)
+
+    assert left >= 37
+    counts = [properties.headers["x-delivery-count"] for properties, _ in lab.taken()]
+    assert counts == [1] * left
 
 
 def test_a_queue_deleted_while_it_was_paused_is_declared_and_consumed_again(lab: BrokerLab) -> None:
