@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet --generate-hashes --allow-unsafe \
 	--strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
-.PHONY: help setup up down status demo test compose-test bench lint lock clean
+.PHONY: help setup up down status demo test compose-test bench docs lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ compose-test: .venv/.installed ## run docker-compose.yml under a name of its own
 
 bench: setup ## measure speed, CPU time and latency beside a naive system; about four minutes
 	@$(PYTHON) -m benchmarks
+
+docs: .venv/.installed ## write docs/messages from the code
+	@$(PYTHON) -m deploy.contract
 
 lint: .venv/.installed ## check style, types and who imports whom
 	@$(PYTHON) -m ruff check .

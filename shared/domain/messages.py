@@ -67,8 +67,13 @@ class Order(BaseModel):
     workflow: Name | None = Field(None, description="name of a workflow template; ComfyUI needs one")
     inputs: dict[str, Any] = Field(default_factory=dict, description="values for the workflow's inputs")
     priority: Priority = Priority.NORMAL
-    deadline_seconds: float | None = Field(None, gt=0, le=30 * 86400, description="bounds the order; default 24 h")
-    metadata: dict[str, Any] = Field(default_factory=dict, description="yours; comes back with every event")
+    # strict: "5" is not a number, here as in the published schema
+    deadline_seconds: float | None = Field(
+        None, gt=0, le=30 * 86400, strict=True, description="bounds the order; default 24 h"
+    )
+    metadata: dict[str, Any] = Field(
+        default_factory=dict, description="yours; comes back with every event of the order"
+    )
 
     @field_validator("inputs", "metadata")
     @classmethod
@@ -162,20 +167,22 @@ class OrderEvent(BaseModel):
     """What became of an order, on exchange `events` under `order.<event>`. At least once; `event_id` is stable."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
-    event_id: uuid.UUID
+    event_id: uuid.UUID = Field(description="the same in every copy of this event; also the AMQP message_id")
     event: Literal["processing", "completed", "failed", "cancelled", "duplicate"]
-    at: datetime
-    task_id: uuid.UUID
-    idempotency_key: str
+    at: datetime = Field(description="when the task came into this status")
+    task_id: uuid.UUID = Field(
+        description="uuid5 of the idempotency key; for duplicate: of the task that answers for it"
+    )
+    idempotency_key: str = Field(description="of the order this event is about")
     order_id: str | None
     pool: str
     status: Status
-    version: int
-    attempt: int
-    reason: str | None = None
-    detail: str | None = None
-    artifacts: list[Artifact] = Field(default_factory=list)
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    version: int = Field(description="rises with every change of status; ignore an event below what you have seen")
+    attempt: int = Field(description="tries so far; 0 before the first")
+    reason: str | None = Field(None, description="failed: one of a list that may grow; cancelled: what the caller said")
+    detail: str | None = Field(None, description="for people; its wording is no promise")
+    artifacts: list[Artifact] = Field(default_factory=list, description="the pictures of a completed order")
+    metadata: dict[str, Any] = Field(default_factory=dict, description="the order's own; empty if it was unreadable")
 
 
 def order_placed(order: Order, *, traceparent: str | None = None) -> Message:

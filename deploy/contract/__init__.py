@@ -1,0 +1,4 @@
+"""What upstream systems may rely on, written down from the code: docs/messages.
+
+`python -m deploy.contract` (make docs) writes all of it; a test compares it with what the code says.
+"""
