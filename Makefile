@@ -33,7 +33,7 @@ compose-test: .venv/.installed ## run docker-compose.yml under a name of its own
 bench: setup ## measure speed, CPU time and latency beside a naive system; about four minutes
 	@$(PYTHON) -m benchmarks
 
-docs: .venv/.installed ## write docs/messages from the code
+docs: .venv/.installed ## write docs/messages from the code, and the examples into docs/upstream.md
 	@$(PYTHON) -m deploy.contract
 
 lint: .venv/.installed ## check style, types and who imports whom

@@ -1,10 +1,11 @@
-"""Writes docs/messages."""
+"""Writes docs/messages and refreshes docs/upstream.md."""
 
 import json
 from pathlib import Path
 from typing import Final
 
 from deploy.contract.asyncapi import document
+from deploy.contract.page import with_examples
 from deploy.contract.schemas import schemas
 
 DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
@@ -13,10 +14,12 @@ DOCS: Final = Path(__file__).resolve().parents[2] / "docs"
 def generated() -> dict[Path, str]:
     """Every generated file with the text it must have."""
     values = {**schemas(), "asyncapi": document()}
-    return {
+    files = {
         DOCS / "messages" / f"{name}.json": json.dumps(value, indent=2, ensure_ascii=False) + "\n"
         for name, value in values.items()
     }
+    page = DOCS / "upstream.md"
+    return {**files, page: with_examples(page.read_text(), lambda name: (DOCS / "examples" / name).read_text())}
 
 
 def main() -> None:

@@ -16,12 +16,13 @@ from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from jsonschema.validators import extend
 
 from deploy.contract.__main__ import DOCS, generated
+from deploy.contract.page import with_examples
 from deploy.contract.schemas import BEYOND_THE_SCHEMA, EVENT_STATUS
 from services.producer.orders import BadOrder, read_order
 from shared.broker.topology import topology
 from shared.domain import messages
 from shared.domain.messages import MAX_ORDER_BYTES, ORDER_PLACED, Artifact, Message, Order, OrderEvent
-from shared.domain.task import Priority, Reason, Stage, Status, Task, task_id_for
+from shared.domain.task import TASK_NAMESPACE, Priority, Reason, Stage, Status, Task, task_id_for
 
 FOLDER = DOCS / "messages"
 EVENTS = [f"order.{kind}.v1" for kind in EVENT_STATUS]
@@ -62,7 +63,7 @@ PICTURE = Artifact(index=0, key="a/1/0.png", sha256="0" * 64, bytes=70, media_ty
 
 def test_the_files_are_what_the_generator_writes() -> None:
     wanted = generated()
-    there = {path: path.read_text() for path in FOLDER.glob("*.json")}
+    there = {path: path.read_text() for path in [*FOLDER.glob("*.json"), DOCS / "upstream.md"]}
     assert there == wanted, "run `make docs` and look at the difference: it is what upstream systems will see"
 
 
@@ -78,6 +79,22 @@ def test_every_event_of_the_code_has_a_schema() -> None:
 @pytest.mark.parametrize("name", [ORDER_PLACED, *EVENTS])
 def test_every_schema_is_one_of_draft_2020_12(name: str) -> None:
     Draft202012Validator.check_schema(file(name))
+
+
+def test_a_page_includes_the_present_text_of_a_file_and_keeps_the_rest() -> None:
+    page = "before\n<!-- include a.py -->\nold\n<!-- /include -->\nafter\n"
+    new = with_examples(page, {"a.py": "x = 1\n"}.__getitem__)
+    assert new == "before\n<!-- include a.py -->\n```python\nx = 1\n```\n<!-- /include -->\nafter\n"
+    assert with_examples(new, {"a.py": "x = 1\n"}.__getitem__) == new
+
+
+def test_the_page_for_upstream_teams_names_every_reason_event_and_field_and_the_namespace() -> None:
+    page = (DOCS / "upstream.md").read_text()
+    wanted = {f"`{name}`" for name in (*Reason, *(f"order.{kind}" for kind in EVENT_STATUS), *Order.model_fields)}
+    assert {name for name in wanted if name not in page} == set()
+    assert str(TASK_NAMESPACE) in page
+    included = {path.name for path in (DOCS / "examples").iterdir()}
+    assert {name for name in included if f"<!-- include {name} -->" not in page} == set()
 
 
 # --- what the code sends
