@@ -29,6 +29,7 @@ from tests.servers import free_port
 from tests.waiting import eventually
 
 EXAMPLES = ROOT / "docs" / "examples"
+TOKEN = "a-token-of-the-shop-" + "x" * 32
 TOO_LARGE = 16777216  # one more than the colours that the workflow takes
 
 Known = dict[str, tuple[str, int]]  # task id -> status and number of pictures, as a follower has it
@@ -226,14 +227,14 @@ def read_at(url: str, key: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def producer_url(system: System) -> str:
     port = free_port()
-    system.add("producer", HTTP_PORT=port)
+    system.add("producer", HTTP_PORT=port, HTTP_TOKENS=TOKEN)
     return f"http://127.0.0.1:{port}"
 
 
 def test_an_order_over_http_is_waited_for(system: System, producer_url: str) -> None:
     programs("curl")
     order = a_plain_order()
-    answer = finished([str(EXAMPLES / "order.sh")], order, {"DARKROOM_URL": producer_url})
+    answer = finished([str(EXAMPLES / "order.sh")], order, {"DARKROOM_URL": producer_url, "DARKROOM_TOKEN": TOKEN})
     assert answer.returncode == 0, answer.stderr
     status = json.loads(answer.stdout)
     assert (status["task_id"], status["status"]) == (str(order.task_id), "completed")
@@ -242,7 +243,11 @@ def test_an_order_over_http_is_waited_for(system: System, producer_url: str) -> 
 
 def test_an_order_that_is_refused_over_http_is_shown_with_its_mistake(system: System, producer_url: str) -> None:
     programs("curl")
-    answer = finished([str(EXAMPLES / "order.sh")], a_plain_order(color=TOO_LARGE), {"DARKROOM_URL": producer_url})
+    answer = finished(
+        [str(EXAMPLES / "order.sh")],
+        a_plain_order(color=TOO_LARGE),
+        {"DARKROOM_URL": producer_url, "DARKROOM_TOKEN": TOKEN},
+    )
     assert (answer.returncode, answer.stdout) == (2, "")
     assert '"field":"inputs.color"' in answer.stderr
 
