@@ -1,14 +1,18 @@
 """Looks at rows that are due: asks the provider once for many jobs, keeps their pictures, moves, pays what is owed."""
 
 import logging
-import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, Final, Literal, assert_never
+from typing import BinaryIO, Literal, assert_never
 
 from pydantic import ValidationError
 
+from services.poller.cancels import Cancels
+from services.poller.looking import Looking
+from services.poller.runs import Runs
+from shared.database.failures import after_failure
 from shared.database.moves import Change
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
@@ -34,52 +38,24 @@ from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
 
-#: Reasons that name themselves when the tries are used up; every other one ends as attempts_exhausted.
-_OWN_END: Final = frozenset({Reason.LOST, Reason.NO_OUTPUTS, Reason.EXECUTION_FAILED})
-
 
 @dataclass(slots=True)
 class _Found:
-    """What a message's rows add up to; several threads add to it, and adding to a list is one step."""
+    """What a message's rows add up to; several threads add to it, and adding to a list or dict is one step.
+
+    moved_on -- by id the attempt of rows that were no longer as they were read when they should move
+    """
 
     then: list[Message] = field(default_factory=list)
     paid: list[FollowUp] = field(default_factory=list)
-
-
-class _Looking:
-    """One look per backend at a time; whoever comes meanwhile makes the one under way look once more."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._again: dict[str, bool] = {}
-
-    def begin(self, backend: str) -> bool:
-        """False: somebody is looking, and will look again."""
-        with self._lock:
-            is_free = backend not in self._again
-            self._again[backend] = not is_free
-            return is_free
-
-    def end(self, backend: str) -> bool:
-        """False: look once more."""
-        with self._lock:
-            if self._again[backend]:
-                self._again[backend] = False
-                return False
-            del self._again[backend]
-            return True
-
-    def give_up(self, backend: str) -> None:
-        with self._lock:
-            del self._again[backend]
+    moved_on: dict[uuid.UUID, int] = field(default_factory=dict)
 
 
 class Check:
     """Handler of check.<pool>. A check that finds a job still running writes nothing.
 
-    max_run_seconds      -- by backend: longest run of one job
-    threads              -- for looking at the rows of a message side by side
-    frozen_after_seconds -- a job that outlives its cancelling by so long means the server's worker is dead
+    max_run_seconds -- by backend: longest run of one job
+    threads         -- for looking at the rows of a message side by side
     """
 
     def __init__(
@@ -94,18 +70,19 @@ class Check:
         frozen_after_seconds: float,
         metrics: Metrics,
         threads: ContextPool,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tasks = tasks
         self._move = Gathered(tasks.move_each, passes=(Outage,))
         self._threads = threads
-        self._looking = _Looking()
-        self._slots = slots
+        self._looking = Looking()
         self._providers = providers
         self._artifacts = artifacts
         self._retry = retry
         self._max_run = max_run_seconds
-        self._frozen_after = frozen_after_seconds
         self._metrics = metrics
+        self._cancels = Cancels(tasks, slots, providers, frozen_after_seconds=frozen_after_seconds)
+        self._runs = Runs(clock)
 
     def handle(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         """One outcome per message. Repeating one is safe: each row is decided by its status."""
@@ -123,11 +100,16 @@ class Check:
             self._look_at(message, found)
         elif message.backend is not None:
             self._listen(message.backend, found)
+        if found.moved_on:
+            self._walk_again(dict(found.moved_on), message.via, found)
         return Done(then=found.then, follow_up_of=found.paid)
 
     def _look_at(self, message: CheckTasks, found: "_Found") -> None:
         attempts = {ref.task_id: ref.attempt for ref in message.tasks}
         rows = [row for row in self._tasks.get(attempts).values() if row.attempt == attempts[row.id]]
+        self._walk(rows, message.via, found)
+
+    def _walk(self, rows: Sequence[Task], via: Literal["poll", "push"], found: _Found) -> None:
         running: dict[str, list[Task]] = {}
         for row in rows:
             if row.status is Status.PROCESSING and row.backend is not None:
@@ -135,7 +117,15 @@ class Check:
             else:
                 self._guarded(row, found, lambda _, row=row: self._look(row, found))  # type: ignore[misc]  # mypy cannot type a lambda with a default
         for backend, processing in running.items():
-            self._ask(backend, processing, message.via, found)
+            self._ask(backend, processing, via, found)
+
+    def _walk_again(self, moved_on: Mapping[uuid.UUID, int], via: Literal["poll", "push"], found: _Found) -> None:
+        """Once more from where each row is now. Who ended one publishes its end, and its due_at sees to that."""
+        now = [row for row in self._tasks.get(moved_on).values() if row.attempt == moved_on[row.id]]
+        for row in now:
+            if row.status is Status.COMPLETED:
+                self._metrics.count("duplicates_suppressed_total", point="complete")
+        self._walk([row for row in now if not row.status.is_final], via, found)
 
     def _listen(self, backend: str, found: "_Found") -> None:
         """Which of our jobs ended there, however many are running. Only a hint: what is missed here comes due."""
@@ -174,35 +164,27 @@ class Check:
             self._fail(row, Reason.DEADLINE, "the deadline passed while submitting", found, cancel_owed=True)
 
     def _pay(self, row: Task, found: _Found) -> None:
-        """The follow-up of a final row: cancel what may still run, the letter, the event; again until done."""
-        owed = row.cancel_owed and not self._cancelled(row)
-        artifacts: list[Artifact] = []
+        """The follow-up of a final row: its last word until that is confirmed, the cancel until nothing runs."""
+        owed = row.cancel_owed and not self._cancels.is_settled(row)
+        if row.told_at is None:
+            found.then += self._last_word(row)
+        elif owed:
+            return
+        found.paid.append(FollowUp(row.id, row.version, still_owed=owed))
+
+    def _last_word(self, row: Task) -> list[Message]:
+        """What the world is told of a final row."""
         match row.status:
             case Status.COMPLETED:
-                artifacts = self._tasks.artifacts([row.id]).get(row.id, [])
-                found.then.append(event(row, "completed", artifacts))
+                return [event(row, "completed", self._tasks.artifacts([row.id]).get(row.id, []))]
             case Status.FAILED:
-                found.then += [dead_letter(row), event(row, "failed")]
+                return [dead_letter(row), event(row, "failed")]
             case Status.CANCELLED:
-                found.then.append(event(row, "cancelled"))
+                return [event(row, "cancelled")]
             case Status.PENDING | Status.SUBMITTING | Status.PROCESSING:
                 raise ValueError(f"{row.status} is not final")
             case _:
                 assert_never(row.status)
-        if not owed:
-            found.paid.append(FollowUp(row.id, row.version))
-
-    def _cancelled(self, row: Task) -> bool:
-        provider = self._providers.get(row.backend or "")
-        if provider is None:
-            # A backend newer than this process; one that was started later knows it.
-            log.warning("cancel still owed: backend not known here", extra={"backend": row.backend})
-            return False
-        try:
-            return provider.cancel(Job.of(row))
-        except ProviderAway as error:
-            log.warning("cancel still owed", extra={"backend": row.backend, "why": str(error)})
-            return False
 
     # --- rows at a provider ---------------------------------------------------------------------------------------
 
@@ -250,6 +232,8 @@ class Check:
         via: Literal["poll", "push"],
         found: _Found,
     ) -> None:
+        if isinstance(state, Succeeded | Failed | Gone):
+            self._has_ended(row)
         match state:
             case Succeeded() if provider is not None:
                 self._keep(row, provider, state, via, found)
@@ -260,10 +244,19 @@ class Check:
                 self._again(row, lost, found)
             case _ if row.is_past_deadline:
                 self._fail(row, Reason.DEADLINE, "the deadline passed while the job ran", found, cancel_owed=True)
-            case Running() if provider is not None:
+            case Running(waiting=False) if provider is not None:
                 self._limit(row, provider, found)
             case _:
-                pass  # nothing was learned
+                pass  # it waits its turn there, or nothing was learned
+
+    def _has_ended(self, row: Task) -> None:
+        if row.job_key is not None:
+            self._runs.forget(row.job_key)
+        if (row.now - row.changed_at).total_seconds() > self._limit_of(row):  # any other one cannot have frozen it
+            self._cancels.has_ended(row)
+
+    def _limit_of(self, row: Task) -> float:
+        return self._max_run.get(row.backend or "", float("inf"))
 
     def _keep(
         self, row: Task, provider: Provider, state: Succeeded, via: Literal["poll", "push"], found: _Found
@@ -290,10 +283,9 @@ class Check:
             self._again(row, Failed(reason=Reason.NO_OUTPUTS, why="the job made no picture", retryable=True), found)
             return
         change = Change(task=row, to=Status.COMPLETED, artifacts=kept, attempt_outcome="completed")
-        completed = self._move(change)
+        completed = self._moved(change, found)
         if completed is None:
-            self._metrics.count("duplicates_suppressed_total", point="complete")
-            return  # somebody was first, or our commit worked: the row says which, and it has its own due_at
+            return
         if state.finished_at is not None:
             self._metrics.observe(
                 "completion_detection_seconds",
@@ -313,46 +305,36 @@ class Check:
         return kept
 
     def _limit(self, row: Task, provider: Provider, found: _Found) -> None:
-        ran = (row.now - row.changed_at).total_seconds()
-        limit = self._max_run.get(row.backend or "", float("inf"))
+        limit = self._limit_of(row)
+        ran = self._runs.seconds(row.job_key) if row.job_key is not None else 0.0
         if ran < limit:
             return
         try:
-            gone = provider.cancel(Job.of(row))
+            gone = self._cancels.cancel(row, provider, ran - limit)
         except ProviderAway as error:
             log.warning("job over its limit, server does not answer", extra={"why": str(error)})
             return
         if gone:
+            self._runs.forget(Job.of(row).job_key)
             why = f"still running after {limit:.0f} s"
             late = Failed(reason=Reason.ATTEMPTS_EXHAUSTED, why=why, retryable=True, elsewhere=True)
             self._again(row, late, found)
-        elif ran > limit + self._frozen_after and self._slots.set_health(
-            row.backend or "", "frozen", f"job {row.job_key} cannot be cancelled"
-        ):
-            # Its jobs stay where they are: another server may only have them once this one was restarted.
-            log.error("backend frozen: restart it", extra={"backend": row.backend, "job_key": str(row.job_key)})
 
     def _again(self, row: Task, failed: Failed, found: _Found) -> None:
         """Another attempt if the job's failure and the tries allow it, else the end."""
-        charged = row.charged + 1
         once_more = not failed.once or self._tasks.attempts_ended(row, Reason.EXECUTION_FAILED) == 0
-        if not (failed.retryable and once_more) or row.is_past_deadline:
-            self._fail(row, failed.reason, failed.why, found, charge=True)
-        elif not self._retry.has_tries_left(charged):
-            reason = failed.reason if failed.reason in _OWN_END else Reason.ATTEMPTS_EXHAUSTED
-            self._fail(row, reason, f"{charged} attempts: {failed.why}", found, charge=True)
-        else:
-            change = Change(
-                task=row,
-                to=Status.PENDING,
-                reason=failed.reason,
-                detail=failed.why,
-                charge=True,
-                free_in=self._retry.backoff_seconds(charged),
-                avoid_backend=row.backend if failed.elsewhere else None,
-                attempt_outcome=failed.reason,
-            )
-            self._move(change)
+        change = after_failure(
+            row,
+            failed.reason,
+            failed.why,
+            retry=self._retry,
+            retryable=failed.retryable and once_more,
+            elsewhere=failed.elsewhere,
+            outcome=failed.attempt_outcome,
+        )
+        if change.to is Status.FAILED:
+            self._end(change, found)
+        elif self._moved(change, found) is not None:
             log.warning("attempt failed", extra={"attempt": row.attempt, "reason": failed.reason, "why": failed.why})
 
     def _fail(
@@ -368,10 +350,20 @@ class Check:
             cancel_owed=cancel_owed,
             attempt_outcome=reason if row.status is not Status.PENDING else None,
         )
-        failed = self._move(change)
+        self._end(change, found)
+
+    def _end(self, change: Change, found: _Found) -> None:
+        failed = self._moved(change, found)
         if failed is not None:
-            log.warning("task failed", extra={"reason": reason, "why": why})
+            log.warning("task failed", extra={"reason": change.reason, "why": change.detail})
             self._pay(failed, found)
+
+    def _moved(self, change: Change, found: _Found) -> Task | None:
+        """The row after the move; None when it had moved on, which `found` then says."""
+        moved = self._move(change)
+        if moved is None:
+            found.moved_on[change.task.id] = change.task.attempt
+        return moved
 
     def _guarded(self, row: Task, found: _Found, work: Callable[[int], None]) -> None:
         """A bug met with one row fails that row and not its neighbours."""
@@ -381,10 +373,16 @@ class Check:
                 self._bury(row, outcome, found)
 
     def _bury(self, row: Task, bug: Bug, found: _Found) -> None:
-        now = self._tasks.refresh(row)
-        if not now.status.is_final and now.attempt == row.attempt:
-            owed = now.status is not Status.PENDING
-            self._fail(now, Reason.BUG, bug.trace, found, cancel_owed=owed)
+        """A row that cannot even be failed stays as it is, and comes due again."""
+
+        def fail(_: int) -> None:
+            now = self._tasks.refresh(row)
+            if not now.status.is_final and now.attempt == row.attempt:
+                owed = now.status is not Status.PENDING
+                self._fail(now, Reason.BUG, bug.trace, found, cancel_owed=owed)
+
+        if isinstance(tried(fail, lambda _: None), Bug):
+            log.error("row left to its next look: it cannot be failed either", extra={"status": row.status})
 
 
 def _unknown(detail: str) -> DeadLetter:

@@ -77,13 +77,11 @@ class Watch:
             socket = websocket.create_connection(self._url + uuid.uuid4().hex, timeout=_CONNECT_SECONDS)
         except (OSError, websocket.WebSocketException) as error:
             # No websocket is not yet no server: a proxy may not let it through.
-            if not self._is_alive() and self._slots.set_health(self._name, "down", str(error)):
+            if not self._is_alive() and self._slots.set_health(self._name, "down", str(error), only_from="up"):
                 log.warning("backend health changed", extra={"backend": self._name, "health": "down"})
             return
         try:
-            # A new connection after a break: a frozen server can only have come back by a restart.
-            if self._slots.set_health(self._name, "up"):
-                log.info("backend health changed", extra={"backend": self._name, "health": "up"})
+            self._is_up()
             self._hint()
             socket.settimeout(_RECEIVE_SECONDS)
             self._follow(socket)
@@ -93,11 +91,16 @@ class Watch:
             socket.close()
 
     def _is_alive(self) -> bool:
-        """Whether the server answers; one that was down is up again then. A frozen one answers too and stays frozen."""
+        """Whether the server answers; one that was down is up again then."""
         alive = self._provider.is_alive()
-        if alive and self._slots.set_health(self._name, "up", only_from="down"):
-            log.info("backend health changed", extra={"backend": self._name, "health": "up"})
+        if alive:
+            self._is_up()
         return alive
+
+    def _is_up(self) -> None:
+        """It answers. So does a frozen one, behind a proxy even on a new connection: check lifts that, or a person."""
+        if self._slots.set_health(self._name, "up", only_from="down"):
+            log.info("backend health changed", extra={"backend": self._name, "health": "up"})
 
     def _follow(self, socket: websocket.WebSocket) -> None:
         remaining = 0

@@ -37,7 +37,7 @@ PROMISES: Final[Mapping[Check, str]] = {
     Check.LOST_ORDER: "every unfinished task has a moment at which somebody looks at it",
     Check.MISSING_ARTIFACT: "every finished task has its pictures, or a reason",
     Check.OVER_CAPACITY: "no backend has more in flight than it takes",
-    Check.ZOMBIE: "no finished task has owed its follow-up for more than five minutes",
+    Check.ZOMBIE: "no finished task has owed its event, or a cancel to a server that is up, for over five minutes",
     Check.BAD_HISTORY: "every history is a chain of legal moves that ends in the status",
     Check.LEGAL_MOVES: "the database allows exactly the moves that the code knows",
 }
@@ -115,11 +115,15 @@ from backends b join (
 where f.live > b.capacity
 """
 
-#: What was cancelled while submitting is looked at when its lease is over, and owes nothing before.
+#: What was cancelled while submitting is looked at when its lease is over, and owes nothing before. A cancel that a
+#: server which is away or frozen owes breaks no promise: its `health` says so, and a person may forget the server.
 _ZOMBIE: Final = """
-select t.id::text as subject, t.status || ' since ' || t.finished_at || ', follow-up still owed' as detail from tasks t
+select t.id::text as subject, t.status || ' since ' || t.finished_at || ', still owed: '
+    || case when t.told_at is null then 'its event' else 'a cancel at ' || t.backend end as detail
+from tasks t left join backends b on b.name = t.backend
 where t.due_at is not null and t.status in ('completed', 'failed', 'cancelled')
-    and greatest(t.finished_at, case when t.cancel_owed then t.free_at end)
+    and case when t.told_at is null then greatest(t.finished_at, case when t.cancel_owed then t.free_at end)
+        when b.health = 'up' then greatest(t.told_at, b.health_changed_at) end
         < now() - interval '5 minutes'
 """
 

@@ -63,6 +63,7 @@ update tasks t set
     job_key = case when v.to_status = 'pending' then null else t.job_key end,
     provider_job_id = case when v.to_status <> 'pending' then coalesce(v.provider_job_id, t.provider_job_id) end,
     cancel_owed = v.cancel_owed,
+    told_at = null,
     avoid_backend = coalesce(v.avoid_backend, t.avoid_backend)
 from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:froms as text[]), cast(:tos as text[]),
             cast(:reasons as text[]), cast(:details as text[]), cast(:stages as text[]), cast(:dues as float8[]),

@@ -73,6 +73,7 @@ tasks: Final = sa.Table(
     _column("changed_at", _MOMENT),
     _maybe("finished_at", _MOMENT),
     _column("cancel_owed", sa.Boolean),
+    _maybe("told_at", _MOMENT),
     _maybe("avoid_backend", sa.Text),
     _maybe("reason", sa.Text),
     _maybe("detail", sa.Text),
@@ -85,6 +86,7 @@ tasks: Final = sa.Table(
     sa.CheckConstraint("status <> 'failed' or (reason is not null and stage is not null)"),
     sa.CheckConstraint(f"(finished_at is not null) = ({_FINAL})"),
     sa.CheckConstraint("not cancel_owed or due_at is not null"),
+    sa.CheckConstraint(f"told_at is null or {_FINAL}"),
 )
 sa.Index("tasks_one_active_order", tasks.c.order_id, unique=True, postgresql_where=sa.text(f"not ({_FINAL})"))
 sa.Index("tasks_order_id", tasks.c.order_id, postgresql_where=sa.text("order_id is not null"))

@@ -1,5 +1,6 @@
 """Backends and their slots: who may start what where. In flight is counted from live rows, never kept in a counter."""
 
+import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -270,6 +271,19 @@ class Slots:
         values = {"name": name, "health": health, "detail": detail, "only_from": only_from}
         return in_transaction(self._engine, lambda c: c.execute(statement, values).rowcount == 1)
 
+    def freeze(self, name: str, job_key: uuid.UUID | None) -> bool:
+        """Its worker is dead: this job cannot be cancelled. True when that is news."""
+        return self.set_health(name, "frozen", _frozen_by(job_key))
+
+    def thaw(self, name: str, job_key: uuid.UUID | None) -> bool:
+        """`up` again, when it was this job that froze it."""
+        statement = sa.text("""
+            update backends set health = 'up', health_detail = null, health_changed_at = now()
+            where name = :name and health = 'frozen' and health_detail = :detail
+        """)
+        values = {"name": name, "detail": _frozen_by(job_key)}
+        return in_transaction(self._engine, lambda c: c.execute(statement, values).rowcount == 1)
+
     def pause(self, name: str, by_whom: str | None, reason: str, seconds: float | None) -> bool:
         """No new work for `seconds`, or until resumed (None).
 
@@ -286,8 +300,14 @@ class Slots:
         return self._by_hand(statement, values, by_whom, "backend pause", {"reason": reason, "seconds": seconds})
 
     def resume(self, name: str, by_whom: str) -> bool:
-        """Give it work again; False when no such backend."""
-        statement = sa.text("update backends set paused_until = null, pause_reason = null where name = :name")
+        """Give it work again, also when it was frozen; False when no such backend."""
+        statement = sa.text("""
+            update backends set paused_until = null, pause_reason = null,
+                health = case health when 'frozen' then 'up' else health end,
+                health_detail = case when health <> 'frozen' then health_detail end,
+                health_changed_at = case health when 'frozen' then now() else health_changed_at end
+            where name = :name
+        """)
         return self._by_hand(statement, {"name": name}, by_whom, "backend resume", {})
 
     def _by_hand(
@@ -300,6 +320,10 @@ class Slots:
             return changed
 
         return in_transaction(self._engine, work)
+
+
+def _frozen_by(job_key: uuid.UUID | None) -> str:
+    return f"job {job_key} cannot be cancelled"
 
 
 @dataclass(slots=True)

@@ -45,6 +45,8 @@ from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:jobs as text[]
 where a.task_id = v.id and a.attempt = v.attempt
 """)
 
+_ACCEPTED_AS: Final = sa.text("select a.provider_job_id from attempts a where a.task_id = :id and a.attempt = :attempt")
+
 #: Only the next look is written, so a row that is being moved meanwhile is not disturbed. A final row whose
 #: follow-up goes wrong is not looked at as often as a running job.
 _NEXT_LOOK: Final = """update tasks t set due_at = case
@@ -67,8 +69,9 @@ where t.backend = :backend and t.status = 'processing' and t.provider_job_id = a
 """)
 
 _CLEAR_DUE: Final = sa.text("""
-update tasks t set due_at = null, cancel_owed = false
-from unnest(cast(:ids as uuid[]), cast(:versions as int[])) as v(id, version)
+update tasks t set told_at = coalesce(t.told_at, now()), cancel_owed = t.cancel_owed and v.still_owed,
+    due_at = case when t.cancel_owed and v.still_owed then t.due_at end
+from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:owed as bool[])) as v(id, version, still_owed)
 where t.id = v.id and t.version = v.version and t.due_at is not null
     and t.status in ('completed', 'failed', 'cancelled')
 """)
@@ -264,10 +267,19 @@ class Tasks:
         values = {"id": task.id, "outcome": outcome}
         return in_transaction(self._engine, lambda c: int(c.execute(_ENDED_WITH, values).scalar_one()))
 
+    def accepted_as(self, task: Task) -> str | None:
+        """The provider's id of the job of this attempt, which it may have given after the row had moved on."""
+        values = {"id": task.id, "attempt": task.attempt}
+        return in_transaction(self._engine, lambda c: c.execute(_ACCEPTED_AS, values).scalar_one_or_none())
+
     def clear_due(self, paid: Sequence[FollowUp]) -> None:
-        """The follow-ups of these final rows are confirmed: nothing is owed any more."""
+        """The follow-ups of these final rows are confirmed: nothing is owed any more, or only a cancel."""
         ordered = sorted(paid, key=lambda follow_up: follow_up.task_id)
-        values = {"ids": [str(f.task_id) for f in ordered], "versions": [f.version for f in ordered]}
+        values = {
+            "ids": [str(f.task_id) for f in ordered],
+            "versions": [f.version for f in ordered],
+            "owed": [f.still_owed for f in ordered],
+        }
 
         def work(connection: sa.Connection) -> None:
             connection.execute(LOCK_IN_ORDER, {"ids": values["ids"]})

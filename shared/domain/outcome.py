@@ -10,10 +10,14 @@ from shared.domain.task import Reason, Stage
 
 @dataclass(frozen=True, slots=True)
 class FollowUp:
-    """A final row whose debts the outcome's messages pay; its `due_at` is cleared once they are confirmed."""
+    """A final row whose debts the outcome's messages pay; its `due_at` is cleared once they are confirmed.
+
+    still_owed -- a job at the provider is not cancelled yet: the row stays due for that alone, and says no more
+    """
 
     task_id: uuid.UUID
     version: int
+    still_owed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

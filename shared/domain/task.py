@@ -117,6 +117,8 @@ class Task:
     stage: str | None
     trace_id: str
     now: datetime
+    #: When the event and the letter of a final row were confirmed; None: they are not known to be out.
+    told_at: datetime | None = None
     #: True only on a row that `take` handed out although somebody had it before: ask the provider first.
     taken_over: bool = False
     #: False only on such a row whose backend takes no work: the provider may be asked, and sent nothing.

@@ -54,9 +54,14 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """Queued or running; every state we do not know is this one. waiting -- known not to have started."""
+    """Queued or running.
+
+    waiting -- known not to have started
+    unknown -- the provider said something we do not know; that is read as running
+    """
 
     waiting: bool = False
+    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ class Failed:
     retryable    -- another attempt may work (lost, out of memory, broken backend)
     once         -- at most one more attempt makes sense (execution error of the graph itself)
     elsewhere    -- preferably, or for `once` if there is one, on another server
+    attempt_outcome -- the word kept with the attempt where the reason is too coarse; None: the reason
     """
 
     reason: Reason
@@ -84,6 +90,7 @@ class Failed:
     retryable: bool
     once: bool = False
     elsewhere: bool = False
+    attempt_outcome: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

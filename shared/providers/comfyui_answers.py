@@ -201,7 +201,15 @@ def _failed(data: Mapping[str, Any]) -> Failed:
     node = f"node {_text(data.get('node_id', '?'))} {_text(data.get('node_type', ''))}".strip()
     why = f"{node}: {kind}: {_text(data.get('exception_message', ''))}"
     is_memory = kind.endswith("OutOfMemoryError")
-    return Failed(reason=Reason.EXECUTION_FAILED, why=why, retryable=True, once=not is_memory, elsewhere=True)
+    # Kept apart, so that running out of memory does not use up the one more attempt of a graph that fails.
+    return Failed(
+        reason=Reason.EXECUTION_FAILED,
+        why=why,
+        retryable=True,
+        once=not is_memory,
+        elsewhere=True,
+        attempt_outcome="out_of_memory" if is_memory else None,
+    )
 
 
 def _text(value: Any) -> str:

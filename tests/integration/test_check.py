@@ -3,70 +3,19 @@
 import itertools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
-from services.poller.check import Check
+from shared.database.moves import Change
 from shared.domain.errors import ProviderAway, ProviderRejected, StorageAway
 from shared.domain.messages import Artifact, permit
 from shared.domain.outcome import DeadLetter, Done, FollowUp
-from shared.domain.retry import RetryPolicy
 from shared.domain.task import Reason, Status, Task
-from shared.observe.logs import ContextPool
 from shared.pictures import BrokenPicture
 from shared.providers.base import Failed, Gone, Job, JobState, Running, Succeeded
-from shared.storage import Artifacts
-from tests.factories import MEASURED, FakeProvider, Rows, a_check, a_hint, at_once, delivered
-
-
-class FaultyStore(Artifacts):
-    """In memory; raises what was planned first."""
-
-    def __init__(self) -> None:
-        super().__init__("memory://")
-        self.faults: list[Exception] = []
-        self.kept: list[str] = []
-
-    def put(self, task_id: uuid.UUID, attempt: int, index: int, file: BinaryIO) -> Artifact:
-        if self.faults:
-            raise self.faults.pop(0)
-        artifact = super().put(task_id, attempt, index, file)
-        self.kept.append(artifact.key)
-        return artifact
-
-
-class Lab(Rows):
-    def __init__(self, url: str) -> None:
-        super().__init__(url, threads=10)
-        self.backends(gpu_1=20, gpu_2=20)
-        self.slots.set_health("gpu-2", "down")
-        self.provider = FakeProvider(seconds=0.005)
-        self.store = FaultyStore()
-        self.check = Check(
-            self.tasks,
-            self.slots,
-            {"gpu-1": self.provider},
-            self.store,
-            retry=RetryPolicy(max_charged=3),
-            max_run_seconds={"gpu-1": 100.0},
-            frozen_after_seconds=50.0,
-            metrics=MEASURED,
-            threads=ContextPool(8),
-        )
-
-    def running(self, state: JobState | None = None, **fields: Any) -> Task:
-        task = self.processing(**fields)
-        self.provider.finish(task, state or Running())
-        return task
-
-    def look(self, *tasks: Task) -> Done:
-        (outcome,) = self.check.handle([a_check(*tasks)])
-        assert isinstance(outcome, Done)
-        return outcome
-
-    def health(self) -> str:
-        return self.slots.backends()[0].health
+from tests.factories import MEASURED, a_check, a_hint, at_once, delivered
+from tests.integration.check_lab import Lab, all_columns, broken, names
 
 
 @pytest.fixture
@@ -74,18 +23,6 @@ def lab(database_url: str) -> Iterator[Lab]:
     lab = Lab(database_url)
     yield lab
     lab.close()
-
-
-def names(outcome: Done) -> list[str]:
-    return [message.routing_key for message in outcome.then]
-
-
-def broken(reason: Reason = Reason.LOST, **fields: Any) -> Failed:
-    return Failed(**{"reason": reason, "why": "it broke", "retryable": True} | fields)
-
-
-def all_columns(lab: Lab, task: Task) -> Any:
-    return lab.sql("select *, xmin from tasks where id = :id", id=task.id)
 
 
 def test_looking_at_a_running_job_writes_nothing(lab: Lab) -> None:
@@ -134,6 +71,48 @@ def test_of_two_pollers_that_find_the_job_done_one_completes_it(lab: Lab) -> Non
     assert outcome.then == []
     assert lab.history(task)[-1] == ("processing", "completed")
     assert len(lab.tasks.artifacts([task.id])[task.id]) == 1
+
+
+def test_an_order_cancelled_while_its_pictures_were_fetched_stays_cancelled(lab: Lab) -> None:
+    task = lab.running(Succeeded(outputs=[{}]))
+    lab.provider.meanwhile["fetch"] = lambda: lab.tasks.cancel(task.id)
+
+    assert lab.look(task) == Done(then=[], follow_up_of=[])
+
+    row = lab.now(task)
+    assert (row.status, row.cancel_owed) == (Status.CANCELLED, True)
+    assert row.due_at is not None
+
+
+def test_a_row_that_moved_meanwhile_is_decided_again_from_where_it_is(lab: Lab) -> None:
+    """A person adopts a job for the row just when the look at its first one is about to end it."""
+    task = lab.running(broken(retryable=False))
+
+    def adopted() -> None:
+        lab.moved(lab.moved(task, Status.FAILED), Status.PROCESSING)
+        lab.provider.finish(task, Succeeded(outputs=[{}]))
+
+    lab.provider.meanwhile["check"] = adopted
+
+    assert names(lab.look(task)) == ["order.completed"]
+    assert lab.provider.count("check") == 2
+    assert lab.history(task)[-3:] == [
+        ("processing", "failed"),
+        ("failed", "processing"),
+        ("processing", "completed"),
+    ]
+
+
+def test_a_picture_another_poller_completed_is_counted_as_one_not_made_twice(lab: Lab) -> None:
+    def suppressed() -> float:
+        return MEASURED.value("duplicates_suppressed_total", point="complete")
+
+    before = suppressed()
+    task = lab.running(Succeeded(outputs=[{}]))
+    lab.provider.meanwhile["fetch"] = lambda: lab.look(task)
+    lab.look(task)
+
+    assert suppressed() == before + 1
 
 
 @pytest.mark.parametrize("error", [BrokenPicture("cut off"), FileNotFoundError("gone")])
@@ -251,6 +230,23 @@ def test_an_execution_error_gets_one_more_attempt(lab: Lab) -> None:
     assert lab.now(task).attempt == 2
 
 
+def test_running_out_of_memory_does_not_use_up_the_one_retry_of_an_execution_error(lab: Lab) -> None:
+    error = broken(Reason.EXECUTION_FAILED, once=True, elsewhere=True)
+    no_memory = broken(Reason.EXECUTION_FAILED, elsewhere=True, attempt_outcome="out_of_memory")
+    task = lab.running(no_memory)
+
+    for state, status in [(no_memory, Status.PENDING), (error, Status.PENDING), (error, Status.FAILED)]:
+        lab.provider.finish(task, state)
+        lab.look(task)
+        assert lab.now(task).status is status
+        if status is Status.PENDING:
+            lab.age(task, free_at=1)
+            (task,) = lab.take()
+            lab.record(task)
+
+    assert [attempt.outcome for attempt in lab.attempts(task)] == ["out_of_memory", *["execution_failed"] * 2]
+
+
 def test_a_backend_that_does_not_answer_changes_nothing(lab: Lab) -> None:
     task = lab.running(Succeeded(outputs=[{}]))
     lab.provider.plan("check", ProviderAway("no answer"))
@@ -282,29 +278,6 @@ def test_a_submitting_row_past_the_deadline_waits_for_its_lease_and_is_then_canc
     assert (lab.now(task).status, lab.now(task).stage) == (Status.FAILED, "submit")
     assert names(outcome) == ["submit.dead", "order.failed"]
     assert [job.job_key for job in lab.provider.cancelled] == [task.job_key]
-
-
-def test_a_job_over_its_limit_is_cancelled_and_tried_elsewhere(lab: Lab) -> None:
-    task = lab.age(lab.running(), changed_at=101)
-
-    lab.look(task)
-
-    row = lab.now(task)
-    assert (row.status, row.charged, row.avoid_backend) == (Status.PENDING, 1, "gpu-1")
-    assert len(lab.provider.cancelled) == 1
-
-
-def test_a_job_that_outlives_its_cancelling_freezes_its_server_and_stays_there(lab: Lab) -> None:
-    task = lab.age(lab.running(), changed_at=101)
-    lab.provider.can_cancel = False
-    lab.look(task)
-    assert lab.health() == "up"
-    lab.age(task, changed_at=151)
-
-    lab.look(task)
-
-    assert lab.health() == "frozen"
-    assert lab.now(task).status is Status.PROCESSING
 
 
 def test_a_bug_with_one_row_fails_that_row_and_not_its_neighbours(lab: Lab) -> None:
@@ -363,24 +336,31 @@ def test_a_final_row_says_its_last_word_again_until_that_is_paid(lab: Lab, statu
     assert lab.look(task) == Done(then=[], follow_up_of=[])
 
 
-def test_a_cancelled_order_is_not_paid_before_its_job_is_cancelled_at_the_provider(lab: Lab) -> None:
-    task = lab.tasks.cancel(lab.running().id)
-    assert task is not None
-    lab.provider.plan("cancel", ProviderAway("no answer"))
-    assert lab.look(task).follow_up_of == []
-    lab.provider.can_cancel = False
-    assert lab.look(task).follow_up_of == []
-    lab.provider.can_cancel = True
+def test_a_bug_while_cancelling_leaves_the_cancel_owed_and_the_letter_leaves(lab: Lab) -> None:
+    task, neighbour = lab.age(lab.running(), deadline_at=1), lab.running(Succeeded(outputs=[{}]))
+    lab.provider.plan("cancel", *[KeyError("a bug")] * 3)
 
-    assert lab.look(task).follow_up_of == [FollowUp(task.id, task.version)]
+    outcome = lab.look(task, neighbour)
+
+    assert sorted(names(outcome)) == ["check.dead", "order.completed", "order.failed"]
+    assert (lab.now(task).reason, lab.now(task).cancel_owed) == (Reason.DEADLINE, True)
+    assert lab.now(neighbour).status is Status.COMPLETED
 
 
-def test_a_cancel_owed_at_a_backend_unknown_here_stays_owed(lab: Lab) -> None:
-    task = lab.tasks.cancel(lab.running().id)
-    assert task is not None
-    lab.sql("update tasks set backend = 'gpu-2' where id = :id", id=task.id)
+def test_a_row_that_cannot_even_be_failed_is_left_to_its_next_look(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, neighbour = lab.running(broken(retryable=False)), lab.running(Succeeded(outputs=[{}]))
+    move = lab.tasks._move
 
-    assert lab.look(task).follow_up_of == []
+    def buggy(changes: Sequence[Change], also: Any = None) -> dict[uuid.UUID, Task]:
+        if any(change.task.id == task.id for change in changes):
+            raise KeyError("a bug")
+        return move(changes, also)
+
+    monkeypatch.setattr(lab.tasks, "_move", buggy)
+
+    assert names(lab.look(task, neighbour)) == ["order.completed"]
+    assert lab.now(task).version == task.version
+    assert lab.now(task).due_at is not None
 
 
 def test_a_late_look_at_an_older_attempt_is_ignored(lab: Lab) -> None:

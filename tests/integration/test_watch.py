@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -125,17 +126,16 @@ def test_a_server_called_down_by_a_submitter_is_up_again_although_the_socket_nev
         eventually(becomes(rows, "up"), within=20)
 
 
-def test_a_frozen_server_stays_frozen_until_it_was_restarted(rows: Rows, simulator: Lab) -> None:
+def test_a_frozen_server_is_not_called_up_or_down_by_its_websocket(rows: Rows, simulator: Lab) -> None:
     with watching(rows, simulator) as watcher:
         eventually(lambda: watcher.hints, within=10)
-        rows.slots.set_health("gpu-1", "frozen", "a job cannot be cancelled")
-        submitted(simulator)  # it answers and tells its queue all the same
-        eventually(lambda: len(watcher.hints) >= 2, within=10)
+        rows.slots.freeze("gpu-1", uuid.uuid4())
+        before = len(watcher.hints)
+
+        simulator.faults(restart={"down_seconds": 1})
+
+        eventually(lambda: len(watcher.hints) > before, within=20, what="the socket came back")
         assert health(rows) == "frozen"
-
-        simulator.restart()
-
-        eventually(becomes(rows, "up"), within=15)
 
 
 def test_of_two_pollers_one_listens_until_it_goes(rows: Rows, simulator: Lab) -> None:

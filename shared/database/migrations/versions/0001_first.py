@@ -52,6 +52,7 @@ create table tasks (
     changed_at timestamptz not null default now(),
     finished_at timestamptz,
     cancel_owed boolean not null default false,
+    told_at timestamptz,
     avoid_backend text,
     reason text,
     detail text,
@@ -63,7 +64,8 @@ create table tasks (
     check (status <> 'processing' or provider_job_id is not null),
     check (status <> 'failed' or (reason is not null and stage is not null)),
     check ((finished_at is not null) = (status in ('completed', 'failed', 'cancelled'))),
-    check (not cancel_owed or due_at is not null)
+    check (not cancel_owed or due_at is not null),
+    check (told_at is null or status in ('completed', 'failed', 'cancelled'))
 ) with (fillfactor = 70);
 comment on table tasks is 'One row per idempotency key. Every change of status goes through shared/database/tasks.py or slots.py and names the version it read';
 comment on column tasks.body is 'the order as sent; null when only its key could be read';
@@ -72,6 +74,7 @@ comment on column tasks.charged is 'attempts that used up a try; waiting charges
 comment on column tasks.free_at is 'pending: end of a backoff; submitting: end of the lease';
 comment on column tasks.due_at is 'when somebody must look at the row again; null only when nothing is owed';
 comment on column tasks.cancel_owed is 'the row is final, but a job at the provider may still run: it holds its slot until cancelled there';
+comment on column tasks.told_at is 'when the event and the letter of a final row were confirmed: they are not said again while a cancel is still owed';
 comment on column tasks.actor is 'who made the last move; the trigger copies it into task_moves';
 create unique index tasks_one_active_order on tasks (order_id) where status in ('pending', 'submitting', 'processing');
 create index tasks_order_id on tasks (order_id) where order_id is not null;
@@ -165,7 +168,7 @@ create table attempts (
 comment on table attempts is 'One row per attempt, written before the provider is called; the provider job id even when the task has moved on';
 create index attempts_started on attempts (backend, started_at);
 comment on column attempts.posted_at is 'set immediately before the POST, with the hash of the body that is about to leave';
-comment on column attempts.outcome is 'how it ended: completed, cancelled, not_created, or the reason of its failure';
+comment on column attempts.outcome is 'how it ended: completed, cancelled, not_created, out_of_memory, or the reason of its failure';
 
 create table artifacts (
     task_id uuid not null references tasks (id),
