@@ -92,7 +92,9 @@ class Service:
         )
         found: dict[str, Provider] = {}
         for row in self.slots.backends():
-            found[row.name] = build(row, replace(tools, observe=partial(self._observe, row.name)))
+            unknown_state = partial(self.metrics.count, "unknown_states_total", backend=row.name)
+            told = replace(tools, observe=partial(self._observe, row.name), unknown_state=unknown_state)
+            found[row.name] = build(row, told)
         return found
 
     def sync_backends(self) -> None:
@@ -118,7 +120,8 @@ class Service:
         self.health.beat("consume", CONSUME_LIMIT_SECONDS)
 
     def serve_health(self) -> Server | None:
-        """Start /metrics, /livez, /readyz and the watchdog; None when the settings want no port."""
+        """Start the watchdog, and /metrics, /livez and /readyz; None when the settings want no port for these."""
+        Watchdog(self.health).start()
         if self.settings.metrics_port < 0:
             return None
         host, port = self.settings.metrics_host, self.settings.metrics_port
@@ -128,7 +131,6 @@ class Service:
             raise CannotStart(
                 f"cannot listen on {host}:{port} ({error.strerror}): give DARKROOM_METRICS_PORT another port, or 0"
             ) from error
-        Watchdog(self.health).start()
         log.info("health served", extra={"host": server.host, "port": server.port})
         return server
 

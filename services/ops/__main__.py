@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from services.ops.collector import Collector
@@ -13,8 +13,8 @@ from shared.broker.consumer import Subscription
 from shared.broker.topology import dead_queue
 from shared.database.dead_letters import DeadLetters
 from shared.database.replays import Replays
-from shared.domain.errors import Outage
 from shared.domain.task import Stage
+from shared.loop import keep_turning
 from shared.service import run, start
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,9 @@ def main() -> None:
     server = service.serve_health()
     broker.start()
     loops = {
-        "replay": lambda beat: _finish_replays(replayer, service.stopping, beat),
+        "replay": lambda beat: keep_turning(
+            "replay", partial(_finish, replayer), stopping=service.stopping, beat=beat, metrics=service.metrics
+        ),
         "export": lambda beat: exporter.run(service.stopping, beat),
     }
     threads = []
@@ -80,14 +82,9 @@ def main() -> None:
         server.close()
 
 
-def _finish_replays(replayer: Replayer, stopping: threading.Event, beat: Callable[[], None]) -> None:
-    while not stopping.is_set():
-        beat()
-        try:
-            replayer.finish()
-        except Outage as error:
-            log.warning("replays left for later", extra={"why": str(error)})
-        stopping.wait(_FINISH_SECONDS)
+def _finish(replayer: Replayer) -> float:
+    replayer.finish()
+    return _FINISH_SECONDS
 
 
 if __name__ == "__main__":

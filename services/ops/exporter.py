@@ -18,6 +18,7 @@ from shared.database.slots import Backend
 from shared.database.state import Waiting, read_state
 from shared.domain.errors import Outage
 from shared.domain.task import Reason, Stage, Status
+from shared.loop import keep_turning
 from shared.observe.catalog import OTHER
 from shared.observe.metrics import Metrics
 
@@ -53,10 +54,12 @@ class Exporter:
 
     def run(self, stopping: threading.Event, beat: Callable[[], None]) -> None:
         """Turn until told to stop."""
-        while not stopping.is_set():
-            beat()
+
+        def turn() -> float:
             self.turn()
-            stopping.wait(INTERVAL_SECONDS)
+            return INTERVAL_SECONDS
+
+        keep_turning("export", turn, stopping=stopping, beat=beat, metrics=self._metrics)
 
     def turn(self) -> None:
         """Ask both questions once. One that the database refuses is logged and shows as missing series."""

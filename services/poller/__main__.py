@@ -3,6 +3,7 @@
 import logging
 import threading
 from functools import partial
+from typing import Final
 
 from services.poller.check import Check
 from services.poller.schedule import Schedule
@@ -23,6 +24,8 @@ _CHECK_THREADS = 4
 #: Jobs looked at together, over all check messages in hand: their pictures are fetched side by side and their moves
 #: share a transaction.
 _ROW_THREADS = 16
+#: A loop that makes no progress for so long hangs, or meets nothing but bugs.
+_LOOP_SECONDS: Final = 60.0
 
 
 def main() -> None:
@@ -68,6 +71,7 @@ def main() -> None:
         interval=settings.schedule_interval_seconds,
         check_interval=settings.check_interval_seconds,
         permit_interval=settings.permit_interval_seconds,
+        metrics=service.metrics,
     )
     leader = Leader(service.engine)
 
@@ -81,7 +85,16 @@ def main() -> None:
     server = service.serve_health()
     broker.start()
     watches = [
-        Watch(row, providers[row.name], service.slots, leader, hint=partial(hint, row), stopping=service.stopping)
+        Watch(
+            row,
+            providers[row.name],
+            service.slots,
+            leader,
+            hint=partial(hint, row),
+            stopping=service.stopping,
+            beat=partial(service.health.beat, "watch", _LOOP_SECONDS, of=row.name),
+            metrics=service.metrics,
+        )
         for row in rows
         if row.adapter == "comfyui"
     ]
@@ -89,7 +102,7 @@ def main() -> None:
     threads.append(
         threading.Thread(
             target=schedule.run,
-            args=(service.stopping, lambda: service.health.beat("schedule", 60.0)),
+            args=(service.stopping, partial(service.health.beat, "schedule", _LOOP_SECONDS)),
             name="schedule",
             daemon=True,
         )
@@ -98,6 +111,7 @@ def main() -> None:
         thread.start()
     service.wait()
     service.health.retire("schedule")
+    service.health.retire("watch")
     for thread in threads:
         thread.join(6.0)
     if not broker.stop(settings.drain_seconds):

@@ -1,6 +1,5 @@
 """The table owns time: finds rows whose moment has come, sends them to be checked, makes missing permits again."""
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -13,12 +12,12 @@ from shared.broker.topology import check_queue, submit_queue
 from shared.database.moves import Change
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
-from shared.domain.errors import BrokerAway, Outage
+from shared.domain.errors import BrokerAway
 from shared.domain.messages import CheckTasks, Message, TaskRef, check, dead_letter, event, permit
 from shared.domain.outcome import FollowUp
 from shared.domain.task import Reason, Stage, Status, Task
-
-log = logging.getLogger(__name__)
+from shared.loop import keep_turning
+from shared.observe.metrics import Metrics
 
 #: Rows taken in one turn; more are there in the next one.
 _BATCH: Final = 1000
@@ -49,6 +48,7 @@ class Schedule:
         interval: float,
         check_interval: float,
         permit_interval: float,
+        metrics: Metrics,
     ) -> None:
         self._tasks = tasks
         self._slots = slots
@@ -57,27 +57,23 @@ class Schedule:
         self._interval = interval
         self._check_interval = check_interval
         self._permit_interval = permit_interval
+        self._metrics = metrics
+        self._permits_at = 0.0
 
     def run(self, stopping: Event, beat: Callable[[], None]) -> None:
-        """Turn until told to stop; an outage only means that this turn did nothing."""
-        permits_at = 0.0
-        while not stopping.is_set():
-            beat()
-            try:
-                full = self.turn()
-                if time.monotonic() >= permits_at:
-                    self.make_permits()
-                    permits_at = time.monotonic() + self._permit_interval
-            except Outage as error:
-                log.warning("schedule waits", extra={"why": str(error)})
-                full = False
-                stopping.wait(1.0)
-            if not full:
-                stopping.wait(self._interval)
+        """Turn until told to stop."""
+        keep_turning("schedule", self._next, stopping=stopping, beat=beat, metrics=self._metrics)
+
+    def _next(self) -> float:
+        full = self.turn()
+        if time.monotonic() >= self._permits_at:
+            self.make_permits()
+            self._permits_at = time.monotonic() + self._permit_interval
+        return 0.0 if full else self._interval
 
     def turn(self) -> bool:
         """Send every due row on its way; True when there may be more of them. Raises Outage: they come due again."""
-        stuck = [pool for pool in self._pools if self._depth(check_queue(pool)) > _DRAINING_BELOW]
+        stuck = [pool for pool in self._pools if not self._is_draining(pool)]
         rows = self._tasks.take_due(_BATCH, self._check_interval, stuck)
         self._end_overdue([r for r in rows if r.status is Status.PENDING and r.is_past_deadline])
         # A submitting row within its deadline needs no look: a permit brings the takeover.
@@ -89,8 +85,12 @@ class Schedule:
         return len(rows) == _BATCH
 
     def look_now(self, pool: str, backend: str) -> None:
-        """Have somebody look now which jobs ended there: its queue got shorter. Raises Outage."""
-        self._publish([check(pool, CheckTasks(pool=pool, backend=backend, via="push"))])
+        """Have somebody look now which jobs ended there: its queue got shorter. Raises Outage.
+
+        A check queue that does not drain gets no hint either: the rows come due anyway.
+        """
+        if self._is_draining(pool):
+            self._publish([check(pool, CheckTasks(pool=pool, backend=backend, via="push"))])
 
     def make_permits(self) -> None:
         """Per pool that runs, as many permits as rows are free to take beyond the messages ready in its queue."""
@@ -142,6 +142,9 @@ class Schedule:
         except FutureTimeoutError:
             sent.cancel()
             raise BrokerAway(f"{len(messages)} messages not confirmed in {_CONFIRM_SECONDS:.0f} s") from None
+
+    def _is_draining(self, pool: str) -> bool:
+        return self._depth(check_queue(pool)) <= _DRAINING_BELOW
 
     def _depth(self, queue: str) -> int:
         try:

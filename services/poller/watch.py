@@ -17,7 +17,8 @@ import websocket
 
 from shared.database.leader import Leader
 from shared.database.slots import Backend, Slots
-from shared.domain.errors import Outage
+from shared.loop import keep_turning
+from shared.observe.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class Watch:
         *,
         hint: Callable[[], None],
         stopping: threading.Event,
+        beat: Callable[[], None],
+        metrics: Metrics,
     ) -> None:
         self._name = backend.name
         self._provider = provider
@@ -59,18 +62,19 @@ class Watch:
         self._leader = leader
         self._hint = hint
         self._stopping = stopping
+        self._beat = beat
+        self._metrics = metrics
         # A clientId of our own per connection: of two sockets with one id the server forgets both.
         self._url = backend.url.replace("http", "ws", 1).rstrip("/") + "/ws?clientId="
 
     def run(self) -> None:
         """Listen until told to stop. Nothing that goes wrong here stops an order."""
-        while not self._stopping.is_set():
-            try:
-                if self._leader.leads(self._name):
-                    self._listen()
-            except Outage as error:
-                log.warning("watch waits", extra={"backend": self._name, "why": str(error)})
-            self._stopping.wait(_RECONNECT_SECONDS)
+        keep_turning("watch", self._turn, stopping=self._stopping, beat=self._beat, metrics=self._metrics)
+
+    def _turn(self) -> float:
+        if self._leader.leads(self._name):
+            self._listen()
+        return _RECONNECT_SECONDS
 
     def _listen(self) -> None:
         try:
@@ -106,6 +110,7 @@ class Watch:
         remaining = 0
         ask_at = time.monotonic() + _ALIVE_SECONDS
         while not self._stopping.is_set() and self._leader.leads(self._name):
+            self._beat()
             if time.monotonic() >= ask_at:
                 if not self._is_alive():
                     return  # a peer that vanished closes no socket; connecting again tells

@@ -13,7 +13,7 @@ from shared.database.moves import LOCK_IN_ORDER, Change, move_in
 from shared.database.rows import TASK, task_of
 from shared.domain.messages import Artifact
 from shared.domain.outcome import FollowUp
-from shared.domain.task import Reason, Status, Task
+from shared.domain.task import LEGAL_MOVES, Reason, Status, Task
 
 _BY_ID: Final = sa.text(f"select {TASK} from tasks t where t.id = any(cast(:ids as uuid[]))")
 
@@ -165,7 +165,11 @@ class Tasks:
                 also(connection, made)
             return made
 
-        moved = in_transaction(self._engine, work)
+        try:
+            moved = in_transaction(self._engine, work)
+        except sa.exc.IntegrityError:
+            self._count_forbidden(changes)
+            raise
         for change in changes:
             self._metrics.count(
                 "transitions_total",
@@ -176,6 +180,13 @@ class Tasks:
         for task in moved.values():
             self._count_finished(task)
         return moved
+
+    def _count_forbidden(self, changes: Sequence[Change]) -> None:
+        """The database refused the whole batch; these are the moves of it that are not legal."""
+        for change in changes:
+            pair = (change.task.status, change.to)
+            if pair not in LEGAL_MOVES:
+                self._metrics.count("transitions_total", from_status=pair[0], to_status=pair[1], result="forbidden")
 
     def _count_finished(self, task: Task) -> None:
         if task.status.is_final:

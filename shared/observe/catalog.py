@@ -117,10 +117,11 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     Metric(
         name="orders_received_total",
         kind=Kind.COUNTER,
-        help="Orders that reached us, by the way they came and what was done with them.",
+        help="Orders that reached us, by the way they came and what was done with them. What `darkroom submit` sends"
+        " comes as amqp.",
         question="How much comes in, and how much of it is repeated or bad?",
         services=("producer", "submitter"),
-        labels={"source": ("http", "cli", "amqp"), "result": ("accepted", "duplicate", "invalid", "conflict")},
+        labels={"source": ("http", "amqp"), "result": ("accepted", "duplicate", "invalid", "conflict")},
     ),
     Metric(
         name="publishes_total",
@@ -347,10 +348,18 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     Metric(
         name="loop_last_success_timestamp_seconds",
         kind=Kind.GAUGE,
-        help="Unix time of a loop's last turn; absent before the first.",
+        help="Unix time of a loop's last turn without a bug; absent before the first.",
         question="Does a loop hang?",
         services=SERVICES,
         labels={"loop": LOOPS},
+    ),
+    Metric(
+        name="loop_bugs_total",
+        kind=Kind.COUNTER,
+        help="Turns of a loop that ended in an exception nobody had planned for; the loop goes on after a pause.",
+        question="Does a loop make no progress?",
+        services=("poller", "ops"),
+        labels={"loop": ("schedule", "watch", "replay", "export")},
     ),
     Metric(
         name="build_info",

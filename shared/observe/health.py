@@ -82,17 +82,20 @@ class Health:
     def is_draining(self) -> bool:
         return self._draining
 
-    def beat(self, loop: str, limit_seconds: float) -> None:
-        """`loop` has just turned; the process is not alive once `limit_seconds` pass without the next beat."""
+    def beat(self, loop: str, limit_seconds: float, *, of: str = "") -> None:
+        """`loop` has just turned; the process is not alive once `limit_seconds` pass without the next beat.
+
+        of -- which one, where several loops have the same name: each of them must turn
+        """
         with self._lock:
-            self._beats[loop] = _Beat(self._clock(), limit_seconds)
+            self._beats[f"{loop} {of}" if of else loop] = _Beat(self._clock(), limit_seconds)
         if self._metrics is not None and loop in LOOPS:
             self._metrics.set("loop_last_success_timestamp_seconds", time.time(), loop=loop)
 
     def retire(self, loop: str) -> None:
-        """`loop` has ended in good order and owes no beats any more."""
+        """`loop` has ended in good order and owes no beats any more; so have all of that name."""
         with self._lock:
-            self._beats.pop(loop, None)
+            self._beats = {name: beat for name, beat in self._beats.items() if name.partition(" ")[0] != loop}
 
     def ready(self, check: str, ok: bool, detail: str = "", *, stale_after_seconds: float | None = None) -> None:
         """`check` answers. It counts until its next answer, or for `stale_after_seconds` when given."""

@@ -37,7 +37,6 @@ MAX_PICTURE_BYTES: Final = 64 * 2**20
 _SPOOL_BYTES: Final = 4 * 2**20
 #: Names of pictures a server is known to hold. Losing one costs an upload of bytes it already has.
 _UPLOADS_REMEMBERED: Final = 1024
-_RETRY_AFTER_MAX: Final = 3600.0
 #: Statuses that a wrong address or a proxy in front gives: nothing was created, and no order is at fault.
 _NOT_COMFYUI: Final = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 407, 421})
 
@@ -58,6 +57,7 @@ class ComfyUI:
         *,
         timings: Timings | None = None,
         observe: Observe = ignore,
+        unknown_state: Callable[[], None] = lambda: None,
         max_picture_bytes: int = MAX_PICTURE_BYTES,
     ) -> None:
         self.name = name
@@ -66,7 +66,7 @@ class ComfyUI:
         self._timings = timings or Timings()
         self._max_picture_bytes = max_picture_bytes
         self._server = Server(url, self._timings, observe, on_lost=self._forget_generation)
-        self._looks = Looks(self._server, workflows, settle=self._timings.settle)
+        self._looks = Looks(self._server, workflows, settle=self._timings.settle, unknown_state=unknown_state)
         self._uploaded = _Uploads()
         self.submit_limit_seconds = self._submit_limit()
 
@@ -163,7 +163,8 @@ class ComfyUI:
             raise _PictureGone(refusal(answer))
         if answer.status in (400, 413):
             raise ProviderRejected(refusal(answer))
-        if answer.status in _NOT_COMFYUI or answer.status == 429 or (answer.status == 503 and answer.retry_after):
+        asks_to_wait = answer.status == 429 or (answer.status == 503 and answer.retry_after is not None)
+        if answer.status in _NOT_COMFYUI or asks_to_wait:
             self._raise_if_closed(answer, "POST /prompt")
         accepted = read(PromptAccepted, answer, "POST /prompt")
         if accepted.prompt_id != key:
@@ -181,7 +182,7 @@ class ComfyUI:
         if answer.status != 200:
             raise ProviderBusy(
                 f"{what}: HTTP {answer.status}",
-                retry_after_seconds=_retry_after(answer),
+                retry_after_seconds=answer.retry_after,
                 is_down=answer.status in _NOT_COMFYUI,
             )
 
@@ -356,12 +357,3 @@ def _uploaded_as(answer: Answer) -> tuple[str, str]:
 def _canonical(body: Mapping[str, Any]) -> bytes:
     """The bytes that are sent, and hashed."""
     return json.dumps(body, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _retry_after(answer: Answer) -> float | None:
-    """Seconds; the HTTP-date form counts as "did not say"."""
-    try:
-        seconds = float(answer.retry_after or "")
-    except ValueError:
-        return None
-    return min(seconds, _RETRY_AFTER_MAX) if seconds >= 0 else None  # NaN compares false

@@ -89,8 +89,10 @@ def state_of_row(status: str) -> Running | None:
             return Running(waiting=True)
         case "completed" | "failed" | "cancelled":
             return None
-        case _:
+        case "in_progress":
             return Running()
+        case _:
+            return Running(unknown=True)
 
 
 def state_of_detail(detail: Detail, expected: Mapping[str, int] | None) -> JobState:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlencode
 
@@ -18,6 +19,7 @@ import urllib3
 
 from shared.domain.errors import ProviderAway
 from shared.providers.body import TooSlow, pieces
+from shared.providers.retry_after import retry_after_seconds
 
 #: Called once per HTTP call with (operation, result, seconds).
 #: operation: submit, poll, download, cancel, health, upload
@@ -75,7 +77,8 @@ class Answer:
     #: The decoded JSON, None when the body is no JSON.
     body: Any
     text: str
-    retry_after: str | None
+    #: Seconds, as Retry-After says; None: it does not.
+    retry_after: float | None
 
 
 class Server:
@@ -197,9 +200,9 @@ class Server:
                         raise BadAnswer(f"{method} {path}: more than {_MAX_JSON_BYTES} bytes")
             body = _decoded(bytes(raw))
             call.result = _result(response.status, is_readable=body is not None or not raw)
-            return Answer(
-                response.status, body, raw[:500].decode("utf-8", "replace"), response.headers.get("Retry-After")
-            )
+            headers = response.headers
+            wait = retry_after_seconds(headers.get("Retry-After"), headers.get("Date"), datetime.now(UTC))
+            return Answer(response.status, body, raw[:500].decode("utf-8", "replace"), wait)
 
     @contextmanager
     def _open(

@@ -37,12 +37,18 @@ _INTERRUPTS_BY_ID: Final = (0, 3, 56)
 
 
 class Looks:
-    """Every way to ask one server about jobs. Usable from all threads."""
+    """Every way to ask one server about jobs. Usable from all threads.
 
-    def __init__(self, server: Server, workflows: Workflows, *, settle: float) -> None:
+    unknown_state -- told of each answer about a job that we do not understand and read as running
+    """
+
+    def __init__(
+        self, server: Server, workflows: Workflows, *, settle: float, unknown_state: Callable[[], None]
+    ) -> None:
         self._server = server
         self._workflows = workflows
         self._settle = settle
+        self._unknown_state = unknown_state
         #: Whether GET /api/jobs exists; None: not asked since the last lost connection.
         self._is_modern: bool | None = None
         self._version: tuple[int, ...] | None = None
@@ -76,7 +82,7 @@ class Looks:
             entries = self._latest(most)
             new = [prompt_id for prompt_id in entries if prompt_id not in seen]
             jobs = ours(new) if new else []
-            found |= {job.job_key: self._state_of_entry(entries[_id(job)], job) for job in jobs}
+            found |= {job.job_key: self._noted(self._state_of_entry(entries[_id(job)], job)) for job in jobs}
             if len(jobs) < len(new) or len(entries) < most or most >= _MOST_ENTRIES:
                 return found
             seen.update(new)
@@ -115,10 +121,15 @@ class Looks:
             except BadAnswer:
                 if len(jobs) == 1:
                     raise
-                state = Running()  # what we do not understand is running; its neighbours must not wait for it
+                state = Running(unknown=True)  # its neighbours must not wait for it
             if state is not None:
-                found[job.job_key] = state
+                found[job.job_key] = self._noted(state)
         return found
+
+    def _noted(self, state: JobState) -> JobState:
+        if isinstance(state, Running) and state.unknown:
+            self._unknown_state()
+        return state
 
     def _ended_of(self, jobs: Sequence[Job]) -> dict[uuid.UUID, JobState]:
         """Those among the last entries of the history; older ones are asked for one by one."""
@@ -142,7 +153,7 @@ class Looks:
         try:
             finished = Finished.model_validate(entry)
         except ValidationError:
-            return Running()
+            return Running(unknown=True)
         return state_of_finished(finished.outputs, finished.status, self._workflows.expected_counts(job))
 
     def _active(self) -> dict[str, Running]:

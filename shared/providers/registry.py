@@ -60,11 +60,19 @@ class Tools:
     pictures: Pictures
     timings: Timings = field(default_factory=Timings)
     observe: Observe = ignore
+    #: Told of each answer with a job state we do not know.
+    unknown_state: Callable[[], None] = lambda: None
 
 
 def _comfyui(backend: Backend, tools: Tools) -> Provider:
     return ComfyUI(
-        backend.name, backend.url, tools.workflows, tools.pictures, timings=tools.timings, observe=tools.observe
+        backend.name,
+        backend.url,
+        tools.workflows,
+        tools.pictures,
+        timings=tools.timings,
+        observe=tools.observe,
+        unknown_state=tools.unknown_state,
     )
 
 

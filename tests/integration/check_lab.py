@@ -70,7 +70,8 @@ def names(outcome: Done) -> list[str]:
 
 
 def broken(reason: Reason = Reason.LOST, **fields: Any) -> Failed:
-    return Failed(**{"reason": reason, "why": "it broke", "retryable": True} | fields)
+    values: dict[str, Any] = {"reason": reason, "why": "it broke", "retryable": True}
+    return Failed(**values | fields)
 
 
 def all_columns(lab: Lab, task: Task) -> Any:

@@ -51,6 +51,7 @@ class Lab:
         self._posts_before = self._calls("POST /prompt")
         self._uploads_before = self._calls("POST /upload/image")
         self.observed: list[tuple[str, str]] = []
+        self.unknown = 0
         self.adapter = self.new_adapter()
 
     def new_adapter(self, timings: Timings = QUICK) -> ComfyUI:
@@ -61,7 +62,11 @@ class Lab:
             Pictures(folders=[PHOTOS]),
             timings=timings,
             observe=lambda operation, result, _: self.observed.append((operation, result)),
+            unknown_state=self._count_unknown,
         )
+
+    def _count_unknown(self) -> None:
+        self.unknown += 1
 
     def faults(self, **faults: Any) -> dict[str, Any]:
         return self._call("/_sim/faults", faults)

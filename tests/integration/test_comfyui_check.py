@@ -227,7 +227,8 @@ def test_one_unreadable_entry_does_not_hide_its_neighbours(lab: Lab) -> None:
     unreadable = [f"/api/jobs/{odd.job_key}", f"/history/{odd.job_key}", "/history"]
     lab.faults(garbage={"paths": unreadable, "kind": "html"})
     states = lab.adapter.check([odd, good])
-    assert states[odd.job_key] == Running()
+    assert states[odd.job_key] == Running(unknown=True)
+    assert lab.unknown == 1
     assert isinstance(states[good.job_key], Succeeded)
 
 

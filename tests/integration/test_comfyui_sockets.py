@@ -48,7 +48,16 @@ def posts(server: Server) -> int:
 
 @pytest.mark.parametrize(
     ("status", "headers", "expected"),
-    [(429, {"Retry-After": "7"}, 7.0), (429, {}, None), (503, {"Retry-After": "30"}, 30.0)],
+    [
+        (429, {"Retry-After": "7"}, 7.0),
+        (429, {}, None),
+        (503, {"Retry-After": "30"}, 30.0),
+        (
+            503,
+            {"Retry-After": "Thu, 01 Jan 2026 12:00:20 GMT", "Date": "Thu, 01 Jan 2026 12:00:00 GMT"},
+            20.0,
+        ),
+    ],
 )
 def test_a_proxy_that_asks_to_wait_created_nothing(
     server: Server, adapter: ComfyUI, status: int, headers: dict[str, str], expected: float | None
@@ -210,10 +219,16 @@ def test_a_server_that_was_replaced_by_an_older_one_is_recognised(server: Server
     assert adapter.find(job) == Running()
 
 
-def test_a_state_nobody_knows_is_running(server: Server, adapter: ComfyUI) -> None:
+def test_a_state_nobody_knows_is_running_and_counted(server: Server) -> None:
+    counted: list[int] = []
+    adapter = ComfyUI(
+        "gpu-1", server.url, WORKFLOWS, Pictures(), timings=QUICK, unknown_state=lambda: counted.append(1)
+    )
     job = a_job()
     server.on(f"GET /api/jobs/{job.job_key}", answer(200, {"id": str(job.job_key), "status": "paused"}))
-    assert adapter.find(job) == Running()
+
+    assert adapter.find(job) == Running(unknown=True)
+    assert counted == [1]
 
 
 def test_a_picture_above_the_cap_is_refused_and_not_kept(server: Server) -> None:

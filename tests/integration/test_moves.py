@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from shared.database.moves import FOLLOW_UP_GRACE_SECONDS
 from shared.domain.messages import Artifact
 from shared.domain.task import LEGAL_MOVES, Reason, Stage, Status, Task
-from tests.factories import Rows, a_change, at_once
+from tests.factories import MEASURED, Rows, a_change, at_once
 
 PICTURE = Artifact(index=0, key="k", sha256="0" * 64, bytes=1, media_type="image/png", width=1, height=1)
 S = Status
@@ -89,9 +89,13 @@ def test_of_ten_workers_that_read_the_same_row_one_moves_it(rows: Rows) -> None:
 
 def test_an_illegal_move_undoes_the_whole_batch(rows: Rows) -> None:
     fine, ended = rows.pending(), rows.moved(rows.pending(), S.CANCELLED)
+    counted = partial(MEASURED.value, "transitions_total", from_status=S.CANCELLED, to_status=S.FAILED)
+    before = counted(result="forbidden")
 
     with pytest.raises(sa.exc.IntegrityError):
         rows.tasks.move([a_change(fine, S.FAILED), a_change(ended, S.FAILED)])
+
+    assert counted(result="forbidden") == before + 1
 
     assert rows.now(fine).status is S.PENDING
     assert rows.history(fine) == [(None, "pending")]

@@ -13,7 +13,7 @@ from services.poller.schedule import Schedule
 from shared.domain.errors import BrokerAway
 from shared.domain.messages import Message
 from shared.domain.task import Reason, Status, Task
-from tests.factories import POOL, Rows, a_claim
+from tests.factories import MEASURED, POOL, Rows, a_claim
 from tests.integration.broker_lab import BrokerLab
 from tests.waiting import eventually
 
@@ -51,7 +51,14 @@ class Lab(Rows):
 
     def schedule_with(self, publisher: Any) -> Schedule:
         return Schedule(
-            self.tasks, self.slots, publisher, [POOL], interval=0.05, check_interval=60.0, permit_interval=0.1
+            self.tasks,
+            self.slots,
+            publisher,
+            [POOL],
+            interval=0.05,
+            check_interval=60.0,
+            permit_interval=0.1,
+            metrics=MEASURED,
         )
 
     def due(self, task: Task, **ago: float) -> Task:
@@ -225,6 +232,33 @@ def test_a_hint_has_somebody_look_what_ended_at_that_backend(lab: Lab) -> None:
     lab.schedule.look_now(POOL, "gpu-1")
 
     assert lab.checked == [("check.comfyui", "gpu-1", "push", set())]
+
+
+def test_a_hint_for_a_queue_that_does_not_drain_is_dropped(lab: Lab) -> None:
+    lab.publisher.depths["check.comfyui"] = 51
+    lab.schedule.look_now(POOL, "gpu-1")
+    assert lab.publisher.sent == []
+    lab.publisher.depths["check.comfyui"] = 50
+
+    lab.schedule.look_now(POOL, "gpu-1")
+
+    assert lab.checked == [("check.comfyui", "gpu-1", "push", set())]
+
+
+def test_the_loop_outlives_a_bug(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopping = threading.Event()
+    monkeypatch.setattr(lab.schedule, "make_permits", lambda: 1 / 0)
+    loop = threading.Thread(target=lab.schedule.run, args=(stopping, lambda: None))
+    before = MEASURED.value("loop_bugs_total", loop="schedule")
+    loop.start()
+    try:
+        eventually(lambda: MEASURED.value("loop_bugs_total", loop="schedule") > before, within=10)
+        monkeypatch.undo()
+        lab.pending()
+        eventually(lambda: lab.queues["submit.comfyui"] >= 1, within=10)
+    finally:
+        stopping.set()
+        loop.join(10)
 
 
 def test_the_loop_outlives_an_outage(lab: Lab) -> None:

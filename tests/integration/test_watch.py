@@ -4,6 +4,7 @@ import contextlib
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ from services.poller.watch import Watch, _queue_remaining
 from shared.database.leader import Leader
 from shared.providers.comfyui import ComfyUI
 from shared.providers.inputs import Pictures
-from tests.factories import POOL, Rows
+from tests.factories import MEASURED, POOL, Rows
 from tests.integration.comfyui_lab import QUICK, WORKFLOWS, Lab, a_job, running_lab
 from tests.servers import free_port
 from tests.waiting import eventually
@@ -46,6 +47,8 @@ class Watching:
             self.leader,
             hint=lambda: self.hints.append("gpu-1"),
             stopping=self.stopping,
+            beat=lambda: None,
+            metrics=MEASURED,
         )
         self.thread = threading.Thread(target=watch.run)
 
@@ -136,6 +139,20 @@ def test_a_frozen_server_is_not_called_up_or_down_by_its_websocket(rows: Rows, s
 
         eventually(lambda: len(watcher.hints) > before, within=20, what="the socket came back")
         assert health(rows) == "frozen"
+
+
+def test_the_watcher_outlives_a_bug(rows: Rows, simulator: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_health, bugs = rows.slots.set_health, [KeyError("a bug")]
+
+    def buggy(*given: Any, **named: Any) -> bool:
+        if bugs:
+            raise bugs.pop()
+        return set_health(*given, **named)
+
+    monkeypatch.setattr(rows.slots, "set_health", buggy)
+
+    with watching(rows, simulator) as watcher:
+        eventually(lambda: watcher.hints, within=10, what="it connected again")
 
 
 def test_of_two_pollers_one_listens_until_it_goes(rows: Rows, simulator: Lab) -> None:

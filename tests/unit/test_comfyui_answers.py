@@ -76,7 +76,10 @@ def test_an_error_tells_nothing_of_inputs_and_traceback() -> None:
     assert "/srv" not in state.why
 
 
-@pytest.mark.parametrize(("word", "state"), [("pending", Running(waiting=True)), ("odd", Running()), ("failed", None)])
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [("pending", Running(waiting=True)), ("odd", Running(unknown=True)), ("in_progress", Running()), ("failed", None)],
+)
 def test_an_unknown_word_in_the_queue_is_running(word: str, state: Running | None) -> None:
     assert state_of_row(word) == state
 

@@ -65,6 +65,19 @@ def test_a_loop_that_ended_in_good_order_is_not_missed(health, clock):
     assert health.live().ok
 
 
+def test_of_several_loops_with_one_name_each_must_turn(health, clock):
+    for server in ("gpu-1", "gpu-2"):
+        health.beat("watch", 1, of=server)
+    clock.now += 2
+    health.beat("watch", 1, of="gpu-1")
+    assert {loop: check["ok"] for loop, check in health.live().checks.items()} == {
+        "watch gpu-1": True,
+        "watch gpu-2": False,
+    }
+    health.retire("watch")
+    assert health.live().ok
+
+
 def test_an_outage_makes_a_process_unready_but_not_dead(health):
     health.beat("consume", 60)
     health.ready("broker", ok=False, detail="connection refused")
