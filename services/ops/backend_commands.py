@@ -1,12 +1,13 @@
-"""`darkroom backend`: which servers there are, and a pause for one of them."""
+"""`darkroom backend`: which servers there are, a pause for one of them, and a word that one is gone."""
 
 from typing import Annotated
 
 import typer
 
 from shared.database.engine import connect
+from shared.database.forget import StillThere, forget_backend
 from shared.database.slots import Backend, Slots
-from shared.terminal import AsJson, ByWhom, Quiet, duration, fail, plain, print_json, seconds_of, settings, table
+from shared.terminal import AsJson, ByWhom, Quiet, duration, fail, plain, print_json, seconds_of, settings, table, tell
 
 backend_app = typer.Typer(no_args_is_help=True, help="The servers and provider accounts that make the pictures.")
 
@@ -51,7 +52,7 @@ def pause(
 
 @backend_app.command()
 def resume(name: Name, by: ByWhom, as_json: AsJson = False) -> None:
-    """Give a paused backend work again."""
+    """Give a paused or frozen backend work again."""
     slots = _slots(by)
     if not slots.resume(name, by):
         raise _unknown(slots, name)
@@ -59,6 +60,33 @@ def resume(name: Name, by: ByWhom, as_json: AsJson = False) -> None:
         print_json({"backend": name, "paused": False, "by": by})
     else:
         typer.echo(f"{name} gets work again")
+
+
+@backend_app.command()
+def forget(
+    name: Name,
+    by: ByWhom,
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="What happened to it; kept with each order.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say that a server is gone for good or was restarted. What ran there is lost and goes elsewhere."""
+    chosen = settings()
+    engine = connect(chosen.database_url.get_secret_value(), pool_size=1)
+    try:
+        forgotten = forget_backend(engine, name, by, why, chosen.retry)
+    except StillThere:
+        raise fail(f"{name} is up, so its jobs are looked after; stop it or take it out of the file first", 1) from None
+    if forgotten is None:
+        raise _unknown(Slots(engine, by, Quiet()), name)
+    if as_json:
+        print_json(plain(forgotten) | {"backend": name, "why": why, "by": by})
+        return
+    typer.echo(
+        f"{name} is forgotten: {forgotten.pending} wait for another server, {forgotten.failed} failed,"
+        f" {forgotten.cancels} owed cancels dropped"
+    )
+    if forgotten.left:
+        tell(f"{forgotten.left} are in the hands of a submitter until their lease is over; say it again then")
 
 
 def _slots(actor: str) -> Slots:

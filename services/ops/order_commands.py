@@ -1,5 +1,6 @@
-"""`darkroom order`: what became of an order, its whole story, and its end on request."""
+"""`darkroom order`: what became of an order, its whole story, its end on request, and the job it has after all."""
 
+import re
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
@@ -7,6 +8,8 @@ from typing import Annotated, Any, Final
 import typer
 
 from services.ops.trace import Event, events_of, waterfall
+from shared.database.adopt import Refused
+from shared.database.adopt import adopt as adopt_job
 from shared.database.engine import connect
 from shared.database.history import History
 from shared.database.tasks import Tasks
@@ -19,6 +22,8 @@ order_app = typer.Typer(no_args_is_help=True, help="One order: what became of it
 Which = Annotated[str, typer.Argument(metavar="ID|KEY", help="Task id, or the order's idempotency key.")]
 #: The status that a command ends with when there is no such order.
 _NOT_FOUND: Final = 1
+#: It becomes part of an address at the provider.
+_JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 
 
 @order_app.command()
@@ -61,6 +66,37 @@ def cancel(
         how = "was cancelled already" if before.status is Status.CANCELLED else "is cancelled"
         owed = "; its job at the provider is cancelled next" if task.cancel_owed else ""
         typer.echo(f"task {task.id} (key {printable(task.idempotency_key)}) {how}{owed}")
+
+
+@order_app.command()
+def adopt(
+    which: Which,
+    by: ByWhom,
+    job: Annotated[str, typer.Option("--job", metavar="ID", help="The provider's id of the job that made it.")],
+    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="How you know; kept with the order.")],
+    as_json: AsJson = False,
+) -> None:
+    """Let a failed order wait for a job that exists after all. A wrong ID ends as failed again."""
+    if not _JOB_ID.fullmatch(job):
+        raise fail("a job id is 1 to 200 letters, digits, dots, dashes, colons and underscores")
+    chosen = settings()
+    engine = connect(chosen.database_url.get_secret_value(), pool_size=1)
+    before = _found(Tasks(engine, by, Quiet()), which)
+    after = adopt_job(
+        engine,
+        before,
+        job,
+        by,
+        why,
+        default_deadline=chosen.default_deadline_seconds,
+        tries=chosen.retry_max_attempts,
+    )
+    if isinstance(after, Refused):
+        raise fail(f"task {before.id} cannot adopt a job: {after.why}", 1)
+    if as_json:
+        print_json(_described(after))
+    else:
+        typer.echo(f"task {after.id} waits for job {job} on {after.backend}; the poller looks at it next")
 
 
 @order_app.command()

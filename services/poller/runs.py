@@ -12,7 +12,7 @@ _REMEMBERED: Final = 10_000
 
 
 class Runs:
-    """What this process has seen; nothing is written for it, see docs/decisions/0011. For all threads."""
+    """What this process has seen; nothing is written for it, see docs/decisions/0010. For all threads."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
