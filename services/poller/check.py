@@ -23,6 +23,7 @@ from shared.domain.messages import (
     CheckTasks,
     Delivery,
     Message,
+    check,
     dead_letter,
     event,
 )
@@ -99,7 +100,7 @@ class Check:
         if message.tasks:
             self._look_at(message, found)
         elif message.backend is not None:
-            self._listen(message.backend, found)
+            self._listen(message.pool, message.backend, found)
         if found.moved_on:
             self._walk_again(dict(found.moved_on), message.via, found)
         return Done(then=found.then, follow_up_of=found.paid)
@@ -127,7 +128,7 @@ class Check:
                 self._metrics.count("duplicates_suppressed_total", point="complete")
         self._walk([row for row in now if not row.status.is_final], via, found)
 
-    def _listen(self, backend: str, found: "_Found") -> None:
+    def _listen(self, pool: str, backend: str, found: "_Found") -> None:
         """Which of our jobs ended there, however many are running. Only a hint: what is missed here comes due."""
         provider = self._providers.get(backend)
         if provider is None or not self._looking.begin(backend):
@@ -139,17 +140,15 @@ class Check:
             rows.update({row.job_key: row for row in waiting})
             return [Job.of(row) for row in waiting]
 
-        is_over = False
         try:
-            while not is_over:
-                states = provider.ended(ours)
-                self._decide_each([(rows.pop(key), provider, state) for key, state in states.items()], "push", found)
-                is_over = self._looking.end(backend)
+            states = provider.ended(ours)
+            self._decide_each([(rows[key], provider, state) for key, state in states.items()], "push", found)
         except ProviderAway as error:
             log.warning("backend did not answer", extra={"backend": backend, "why": str(error)})
         finally:
-            if not is_over:
-                self._looking.give_up(backend)
+            is_asked_again = self._looking.end(backend)
+        if is_asked_again:  # by a message of its own, so that what this one found can leave first
+            found.then.append(check(pool, CheckTasks(pool=pool, backend=backend, via="push")))
 
     # --- rows whose provider need not be asked --------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import itertools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -426,7 +427,7 @@ def test_a_hint_completes_what_ended_there_and_asks_for_nothing_else(lab: Lab) -
     assert lab.provider.calls == [("ended", ended.job_key), ("fetch", ended.job_key)]
 
 
-def test_a_hint_that_comes_while_another_is_followed_makes_that_one_look_again(lab: Lab) -> None:
+def test_a_hint_that_comes_while_another_is_followed_is_followed_after_it(lab: Lab) -> None:
     first, second = lab.running(Succeeded(outputs=[{}])), lab.running()
     hints: list[Sequence[Any]] = []
 
@@ -439,7 +440,11 @@ def test_a_hint_that_comes_while_another_is_followed_makes_that_one_look_again(l
     (outcome,) = lab.check.handle([a_hint("gpu-1")])
 
     assert hints == [[Done(then=[], follow_up_of=[])]]
-    assert [follow_up.task_id for follow_up in outcome.follow_up_of] == [first.id, second.id]
+    assert names(outcome) == ["order.completed", "check.comfyui"]
+    assert [follow_up.task_id for follow_up in outcome.follow_up_of] == [first.id]
+    (once_more,) = lab.check.handle([replace(a_hint("gpu-1"), body=outcome.then[1].body)])
+    assert names(once_more) == ["order.completed"]
+    assert lab.now(second).status is Status.COMPLETED
 
 
 def test_a_hint_of_a_server_that_does_not_answer_teaches_nothing(lab: Lab) -> None:
