@@ -93,6 +93,7 @@ class Processes:
             "DARKROOM_DATABASE_URL": database_url,
             "DARKROOM_BACKENDS_FILE": str(backends),
             "DARKROOM_ARTIFACTS_URL": (self._folder / "pictures").as_uri(),
+            "DARKROOM_PREFETCH_COMFYUI": str(min(64, max(10, capacity * len(self.simulators)))),
         }
         for name in WORKERS:
             port = self._port()
