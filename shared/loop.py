@@ -36,7 +36,7 @@ def keep_turning(
         try:
             wait = turn()
         except Outage as error:
-            log.warning("outage, the loop waits", extra={"loop": loop, "why": str(error)})
+            log.warning("loop waits", extra={"loop": loop, "why": str(error)})
             wait = _OUTAGE_SECONDS
         except Exception:
             log.exception("a bug in a loop", extra={"loop": loop})

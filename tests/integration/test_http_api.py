@@ -213,7 +213,7 @@ def test_events_follow_an_order_to_its_end(lab: Lab, producer: Running, api: htt
     first.wait_for("pending")
     (taken,) = lab.take()
     first.wait_for("pending", "submitting")
-    recorded = lab.tasks.record(taken, "job", due_in=60)
+    recorded = lab.tasks.record([(taken, "job")], due_in=60)[0]
     assert recorded is not None
     first.wait_for("pending", "submitting", "processing")
     picture = lab.artifacts.put(task.id, 1, 0, a_picture())
