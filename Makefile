@@ -25,7 +25,7 @@ demo: setup ## run orders through the whole system and show what happens
 
 test: setup ## run all tests, against servers of their own
 	@$(PYTHON) -m deploy.local install --with-prometheus
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 3 --dist loadfile
 
 compose-test: .venv/.installed ## run docker-compose.yml under a name of its own, and kill parts of it; needs Docker
 	@$(PYTHON) -m pytest tests/compose

@@ -113,14 +113,12 @@ def test_an_order_whose_server_says_nothing_fails_once_and_owes_the_cancelling(s
     gpu.faults(answer_500={"paths": states.LOOKS})
     system.pass_deadline(order)
     eventually(lambda: system.events(order) == ["failed"], within=20, what="the event, all the same")
-    copies = system.mail.copies_of_events
-
-    def told_again() -> bool:
-        system.mail.events()
-        return system.mail.copies_of_events > copies
-
+    eventually(lambda: system.row(order).told_at is not None, within=20, what="noted that the end was told")
+    looks, copies = len(gpu.calls("GET", "/queue")), system.mail.copies_of_events
     system.pass_time(order, 30)
-    eventually(told_again, within=20, what="letter and event once more")
+    eventually(lambda: len(gpu.calls("GET", "/queue")) > looks, within=20, what="the cancelling is tried once more")
+    system.mail.events()
+    assert system.mail.copies_of_events == copies
     assert system.row(order).cancel_owed
 
     gpu.faults(answer_500=None)
