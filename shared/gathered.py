@@ -1,12 +1,18 @@
-"""Many threads, one write: what comes while a write is under way goes into the next one together."""
+"""Many threads, one write: what comes at about the same moment is written together."""
 
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
+
+#: How long a write waits at most for callers that are on their way, as PostgreSQL's commit_delay does for commits. They
+#: have begun together more often than not, so they come together, and go on together to their next write.
+PATIENCE_SECONDS: Final = 0.02
 
 
 @dataclass(slots=True)
@@ -28,30 +34,58 @@ class Gathered(Generic[Item, Answer]):
     """
 
     def __init__(
-        self,
-        work: Callable[[Sequence[Item]], Sequence[Answer]],
-        *,
-        passes: type[Exception] | tuple[type[Exception], ...],
+        self, work: Callable[[Sequence[Item]], Sequence[Answer]], *, passes: tuple[type[Exception], ...]
     ) -> None:
         self._work = work
         self._passes = passes
+        self._coming = 0
         self._waiting: list[_Waiting[Item, Answer]] = []
-        self._entering = threading.Lock()
-        self._working = threading.Lock()
+        self._is_writing = False
+        lock = threading.Lock()
+        self._came = threading.Condition(lock)
+        self._written = threading.Condition(lock)
+
+    @contextmanager
+    def on_the_way(self) -> Iterator[None]:
+        """Around everything this thread does until its call is answered, or it is clear that it will not call."""
+        with self._came:
+            self._coming += 1
+        try:
+            yield
+        finally:
+            with self._came:
+                self._coming -= 1
+                self._came.notify()
 
     def __call__(self, item: Item) -> Answer:
         """The answer for this item. Raises what `work` raised."""
         mine: _Waiting[Item, Answer] = _Waiting(item)
-        with self._entering:
+        with self._came:
             self._waiting.append(mine)
-        with self._working:
-            if not mine.is_done:  # else a thread that was here before has done it
-                with self._entering:
-                    batch, self._waiting = self._waiting, []
-                self._do(batch)
+            self._came.notify()
+            while self._is_writing and not mine.is_done:
+                self._written.wait()
+            if not mine.is_done:
+                self._is_writing = True
+        if not mine.is_done:  # nobody else can have done it in between
+            self._write()
         if mine.error is not None:
             raise mine.error
         return mine.answer  # type: ignore[return-value]  # done without an error is answered
+
+    def _write(self) -> None:
+        """For everybody who waits, and for who comes in time."""
+        ends = time.monotonic() + PATIENCE_SECONDS
+        with self._came:
+            while len(self._waiting) < self._coming and (left := ends - time.monotonic()) > 0:
+                self._came.wait(left)
+            batch, self._waiting = self._waiting, []
+        try:
+            self._do(batch)
+        finally:
+            with self._written:
+                self._is_writing = False
+                self._written.notify_all()
 
     def _do(self, batch: Sequence[_Waiting[Item, Answer]]) -> None:
         try:

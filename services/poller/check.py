@@ -208,7 +208,8 @@ class Check:
         """Side by side: pictures come over the network, and moves made at the same time share a transaction."""
 
         def decide(row: Task, provider: Provider | None, state: JobState | None) -> None:
-            self._guarded(row, found, lambda _: self._decide(row, provider, state, via, found))
+            with self._move.on_the_way():
+                self._guarded(row, found, lambda _: self._decide(row, provider, state, via, found))
 
         for one in [self._threads.submit(decide, *each) for each in looked]:
             one.result()

@@ -108,18 +108,13 @@ class Submit:
             if not task.may_send:
                 why = f"{task.backend} takes no work now, and never got the job"
                 return self._back_to_pending(task, why, 0.0)
-            prepared = provider.prepare(job)
-            looked = self._begin_post(task, prepared)
+            with self._may_post.on_the_way():
+                prepared = provider.prepare(job)
+                looked = self._begin_post(task, prepared)
             if looked is None:
                 return self._not_sent(task)
-            try:
-                accepted = provider.submit(prepared)
-            finally:
-                if time.monotonic() - looked > self._lease:
-                    # The POST was still in flight when the lease ended, or we stalled before it: the two cases
-                    # in which another owner may have found nothing and sent the job too.
-                    self._metrics.count("possible_double_total", backend=task.backend or "")
-                    log.error("possible double", extra={"backend": task.backend, "attempt": task.attempt})
+            with self._record_job.on_the_way():
+                return self._record(task, provider, self._post(task, provider, prepared, looked))
         except ProviderBusy as error:
             return self._give_back(task, error)
         except ProviderRejected as error:
@@ -132,7 +127,17 @@ class Submit:
             return self._broken(task, provider, error) if error.was_answered else self._doubt(task, provider, error)
         except ProviderAway as error:
             return self._doubt(task, provider, error)
-        return self._record(task, provider, accepted.provider_job_id)
+
+    def _post(self, task: Task, provider: Provider, prepared: Prepared, looked: float) -> str:
+        """The provider's id of the new job. looked -- our clock when the row became ours for one lease"""
+        try:
+            return provider.submit(prepared).provider_job_id
+        finally:
+            if time.monotonic() - looked > self._lease:
+                # The POST was still in flight when the lease ended, or we stalled before it: the two cases in which
+                # another owner may have found nothing and sent the job too.
+                self._metrics.count("possible_double_total", backend=task.backend or "")
+                log.error("possible double", extra={"backend": task.backend, "attempt": task.attempt})
 
     def _doubt(self, task: Task, provider: Provider, error: ProviderAway | OutcomeUnknown) -> Verdict:
         """A job may exist. Nobody sends anything before the lease is over and the provider has been asked."""

@@ -184,7 +184,13 @@ def test_ctrl_c_while_waiting_is_a_sentence_and_130(tmp_path: Path, database_url
     file = orders_in(tmp_path, an_order())
     command = [sys.executable, "-m", "services.cli", "submit", file, "--wait"]
     with subprocess.Popen(
-        command, env=os.environ | settings, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        command,
+        env=os.environ | settings,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A run in the background ignores SIGINT, and whatever it starts would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no other thread holds a lock
     ) as process:
         messages_in(amqp_url, 1)
         process.send_signal(signal.SIGINT)

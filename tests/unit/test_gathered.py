@@ -96,3 +96,34 @@ def test_an_error_that_says_nothing_of_the_item_is_everybodys_and_not_tried_agai
 def test_an_answer_too_few_is_an_error_and_not_a_wrong_answer() -> None:
     with pytest.raises(RuntimeError, match="0 answers for 1 items"):
         Gathered[int, int](lambda _: [], passes=())(1)
+
+
+def test_who_is_on_the_way_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shared.gathered.PATIENCE_SECONDS", 10.0)
+    written = Written()
+    double = gathered(written)
+    began = threading.Event()
+
+    def late() -> int:
+        with double.on_the_way():
+            began.set()
+            eventually(lambda: double._waiting, within=10)
+            return double(2)
+
+    def early() -> int:
+        assert began.wait(10)
+        with double.on_the_way():
+            return double(1)
+
+    assert at_once([late, early]) == [4, 2]
+    assert [sorted(batch) for batch in written.batches] == [[1, 2]]
+
+
+def test_who_does_not_come_is_not_waited_for_long() -> None:
+    written = Written()
+    double = gathered(written)
+
+    with double.on_the_way(), double.on_the_way():
+        assert double(1) == 2
+
+    assert written.batches == [[1]]
