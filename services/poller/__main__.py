@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from functools import partial
 from typing import Final
 
@@ -26,6 +27,8 @@ _CHECK_THREADS = 4
 _ROW_THREADS = 16
 #: A loop that makes no progress for so long hangs, or meets nothing but bugs.
 _LOOP_SECONDS: Final = 60.0
+#: Time for all loops together to end, within the grace a container gets beyond the drain.
+_JOIN_SECONDS = 6.0
 
 
 def main() -> None:
@@ -112,10 +115,12 @@ def main() -> None:
     service.wait()
     service.health.retire("schedule")
     service.health.retire("watch")
-    for thread in threads:
-        thread.join(6.0)
+    # The broker first: a loop that waits for a confirm is let go by that, and what it took comes due again.
     if not broker.stop(settings.drain_seconds):
         log.warning("work left unfinished; it comes back by itself")
+    ends = time.monotonic() + _JOIN_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, ends - time.monotonic()))
     leader.close()
     if server is not None:
         server.close()
