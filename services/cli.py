@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "audit": "services.ops.commands:audit",
     "backend": "services.ops.backend_commands:backend_app",
     "workflow": "services.ops.setup_commands:workflow_app",
+    "doctor": "services.ops.doctor:doctor",
     "migrate": "services.ops.setup_commands:migrate",
 }
 #: PostgreSQL says so when a table or column is not there.

@@ -81,6 +81,18 @@ class Artifacts:
             height=picture.height,
         )
 
+    def probe(self) -> None:
+        """Write, read and delete a small object. Raises StorageAway, and nothing is left behind."""
+        key = f"probe-{uuid.uuid4().hex}"
+        with self._away("probe", key):
+            try:
+                obstore.put(self._store, key, b"probe", use_multipart=False)
+                if obstore.get(self._store, key).bytes().to_bytes() != b"probe":
+                    raise OSError("it gave back something else")
+            finally:
+                with suppress(NotFoundError, FileNotFoundError):
+                    obstore.delete(self._store, key)
+
     def open(self, key: str) -> BinaryIO:
         """The stored picture as a file. Raises FileNotFoundError, StorageAway."""
         return io.BytesIO(self.read(key))

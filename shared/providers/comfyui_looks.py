@@ -105,7 +105,7 @@ class Looks:
             answer = self._server.get("/system_stats", "poll")
             match answer.body:
                 case {"system": {"comfyui_version": str(version)}} if answer.status == 200:
-                    self._version = _version(version)
+                    self._version = version_of(version)
         return self._version is not None and self._version >= _INTERRUPTS_BY_ID
 
     def _round(self, jobs: Sequence[Job]) -> dict[uuid.UUID, JobState]:
@@ -218,6 +218,7 @@ def _id(job: Job) -> str:
     return job.provider_job_id or str(job.job_key)
 
 
-def _version(text: str) -> tuple[int, ...] | None:
+def version_of(text: str) -> tuple[int, ...] | None:
+    """v0.3.64 as (0, 3, 64); None for what is no version. Pure."""
     parts = text.removeprefix("v").split(".")[:3]
     return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else None
