@@ -30,7 +30,7 @@ test: setup ## run all tests, against servers of their own
 compose-test: .venv/.installed ## run docker-compose.yml under a name of its own, and kill parts of it; needs Docker
 	@$(PYTHON) -m pytest tests/compose
 
-bench: setup ## measure speed, CPU time and latency beside a naive system; about four minutes
+bench: setup ## measure speed, CPU time and latency beside a naive system; about two minutes
 	@$(PYTHON) -m benchmarks
 
 docs: .venv/.installed ## write docs/messages from the code, and the examples into docs/upstream.md

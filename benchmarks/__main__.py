@@ -1,4 +1,4 @@
-"""`make bench`: what darkroom costs and how quick it is, beside the naive way of doing the same. About four minutes.
+"""`make bench`: what darkroom costs and how quick it is, beside the naive way of doing the same. About two minutes.
 
 Private servers on free loopback ports, simulated ComfyUI servers, everything on this machine. The table goes to the
 terminal, all numbers to .local/bench.json. Rates depend on what else the machine does; CPU times and the ratio hold.
