@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet --generate-hashes --allow-unsafe \
 	--strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
-.PHONY: help setup up down status demo test compose-test bench docs lint lock clean
+.PHONY: help setup up down status demo test test-slow compose-test bench docs lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,9 +23,12 @@ status: ## show what runs, and where
 demo: setup ## run orders through the whole system and show what happens
 	@$(PYTHON) -m deploy.demo
 
-test: setup ## run all tests, against servers of their own
+test: setup ## run all quick tests, against servers of their own
 	@$(PYTHON) -m deploy.local install --with-prometheus
 	@$(PYTHON) -m pytest -n 3 --dist loadfile
+
+test-slow: setup ## run what takes long: drill, outages, cluster; with `make test` under 40 minutes
+	@$(PYTHON) -m pytest tests/slow
 
 compose-test: .venv/.installed ## run docker-compose.yml under a name of its own, and kill parts of it; needs Docker
 	@$(PYTHON) -m pytest tests/compose
