@@ -3,19 +3,17 @@
 import itertools
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from shared.database.moves import Change
 from shared.domain.errors import ProviderAway, ProviderRejected, StorageAway
-from shared.domain.messages import Artifact, permit
+from shared.domain.messages import permit
 from shared.domain.outcome import DeadLetter, Done, FollowUp
-from shared.domain.task import Reason, Status, Task
+from shared.domain.task import Reason, Status
 from shared.pictures import BrokenPicture
-from shared.providers.base import Failed, Gone, Job, JobState, Running, Succeeded
-from tests.factories import MEASURED, a_check, a_hint, at_once, delivered
+from shared.providers.base import Gone, Job, JobState, Running, Succeeded
+from tests.factories import MEASURED, a_check, at_once, delivered
 from tests.integration.check_lab import Lab, all_columns, broken, names
 
 
@@ -171,83 +169,6 @@ def test_pictures_that_could_not_be_kept_until_the_deadline_end_the_order(lab: L
     assert (lab.now(task).status, lab.now(task).reason) == (Status.FAILED, reason)
 
 
-@pytest.mark.parametrize("state", [Gone(), broken()])
-def test_a_lost_job_is_tried_again_after_a_backoff_and_charged(lab: Lab, state: JobState) -> None:
-    task = lab.running(state)
-
-    assert names(lab.look(task)) == []
-
-    row = lab.now(task)
-    assert (row.status, row.charged, row.reason, row.backend) == (Status.PENDING, 1, Reason.LOST, None)
-    assert lab.attempts(task)[0].outcome == Reason.LOST
-
-
-@pytest.mark.parametrize(
-    ("failed", "ends_as"),
-    [
-        (broken(), Reason.LOST),
-        (broken(Reason.NO_OUTPUTS), Reason.NO_OUTPUTS),
-        (broken(Reason.REJECTED), Reason.ATTEMPTS_EXHAUSTED),
-    ],
-)
-def test_an_order_whose_tries_are_used_up_fails_with_a_letter(lab: Lab, failed: Failed, ends_as: Reason) -> None:
-    task = lab.running(failed)
-    for _ in range(2):
-        lab.look(task)
-        lab.age(task, free_at=1)
-        (task,) = lab.take()
-        recorded = lab.record(task, "job", 60)
-        assert recorded is not None
-        lab.provider.finish(task, failed)
-
-    outcome = lab.look(task)
-
-    row = lab.now(task)
-    assert (row.status, row.charged, row.reason) == (Status.FAILED, 3, ends_as)
-    assert names(outcome) == ["check.dead", "order.failed"]
-    assert outcome.follow_up_of == [FollowUp(row.id, row.version)]
-
-
-def test_a_failure_that_no_retry_helps_ends_the_order_at_once(lab: Lab) -> None:
-    task = lab.running(broken(Reason.CONTENT_REJECTED, retryable=False))
-
-    assert names(lab.look(task)) == ["check.dead", "order.failed"]
-    assert lab.now(task).reason == Reason.CONTENT_REJECTED
-
-
-def test_an_execution_error_gets_one_more_attempt(lab: Lab) -> None:
-    error = broken(Reason.EXECUTION_FAILED, once=True, elsewhere=True)
-    task = lab.running(error)
-    lab.look(task)
-    assert lab.now(task).status is Status.PENDING
-    lab.age(task, free_at=1)
-    (task,) = lab.take()
-    lab.record(task, "job", 60)
-    lab.provider.finish(task, error)
-
-    lab.look(task)
-
-    assert (lab.now(task).status, lab.now(task).reason) == (Status.FAILED, Reason.EXECUTION_FAILED)
-    assert lab.now(task).attempt == 2
-
-
-def test_running_out_of_memory_does_not_use_up_the_one_retry_of_an_execution_error(lab: Lab) -> None:
-    error = broken(Reason.EXECUTION_FAILED, once=True, elsewhere=True)
-    no_memory = broken(Reason.EXECUTION_FAILED, elsewhere=True, attempt_outcome="out_of_memory")
-    task = lab.running(no_memory)
-
-    for state, status in [(no_memory, Status.PENDING), (error, Status.PENDING), (error, Status.FAILED)]:
-        lab.provider.finish(task, state)
-        lab.look(task)
-        assert lab.now(task).status is status
-        if status is Status.PENDING:
-            lab.age(task, free_at=1)
-            (task,) = lab.take()
-            lab.record(task)
-
-    assert [attempt.outcome for attempt in lab.attempts(task)] == ["out_of_memory", *["execution_failed"] * 2]
-
-
 def test_a_backend_that_does_not_answer_changes_nothing(lab: Lab) -> None:
     task = lab.running(Succeeded(outputs=[{}]))
     lab.provider.plan("check", ProviderAway("no answer"))
@@ -281,42 +202,6 @@ def test_a_submitting_row_past_the_deadline_waits_for_its_lease_and_is_then_canc
     assert [job.job_key for job in lab.provider.cancelled] == [task.job_key]
 
 
-def test_a_bug_with_one_row_fails_that_row_and_not_its_neighbours(lab: Lab) -> None:
-    poison, neighbour = lab.running(Succeeded(outputs=[{}])), lab.running(Succeeded(outputs=[{}]))
-    put = lab.store.put
-
-    def buggy(task_id: uuid.UUID, *rest: Any) -> Artifact:
-        if task_id == poison.id:
-            raise KeyError("a bug")
-        return put(task_id, *rest)
-
-    lab.store.put = buggy  # type: ignore[method-assign]
-
-    outcome = lab.look(poison, neighbour)
-
-    assert (lab.now(poison).status, lab.now(poison).reason) == (Status.FAILED, Reason.BUG)
-    assert lab.now(neighbour).status is Status.COMPLETED
-    assert sorted(names(outcome)) == ["check.dead", "order.completed", "order.failed"]
-    assert len(outcome.follow_up_of) == 2
-
-
-def test_a_job_that_breaks_the_bulk_question_is_failed_alone(lab: Lab) -> None:
-    poison, neighbour = lab.running(), lab.running(Succeeded(outputs=[{}]))
-    check = lab.provider.check
-
-    def buggy(jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:
-        if any(job.task_id == poison.id for job in jobs):
-            raise KeyError("a bug")
-        return check(jobs)
-
-    lab.provider.check = buggy  # type: ignore[method-assign]
-
-    lab.look(poison, neighbour)
-
-    assert lab.now(poison).reason == Reason.BUG
-    assert lab.now(neighbour).status is Status.COMPLETED
-
-
 @pytest.mark.parametrize(
     ("status", "said"),
     [
@@ -335,33 +220,6 @@ def test_a_final_row_says_its_last_word_again_until_that_is_paid(lab: Lab, statu
     assert first.follow_up_of == [FollowUp(task.id, task.version)]
     lab.tasks.clear_due(first.follow_up_of)
     assert lab.look(task) == Done(then=[], follow_up_of=[])
-
-
-def test_a_bug_while_cancelling_leaves_the_cancel_owed_and_the_letter_leaves(lab: Lab) -> None:
-    task, neighbour = lab.age(lab.running(), deadline_at=1), lab.running(Succeeded(outputs=[{}]))
-    lab.provider.plan("cancel", *[KeyError("a bug")] * 3)
-
-    outcome = lab.look(task, neighbour)
-
-    assert sorted(names(outcome)) == ["check.dead", "order.completed", "order.failed"]
-    assert (lab.now(task).reason, lab.now(task).cancel_owed) == (Reason.DEADLINE, True)
-    assert lab.now(neighbour).status is Status.COMPLETED
-
-
-def test_a_row_that_cannot_even_be_failed_is_left_to_its_next_look(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, neighbour = lab.running(broken(retryable=False)), lab.running(Succeeded(outputs=[{}]))
-    move = lab.tasks._move
-
-    def buggy(changes: Sequence[Change], also: Any = None) -> dict[uuid.UUID, Task]:
-        if any(change.task.id == task.id for change in changes):
-            raise KeyError("a bug")
-        return move(changes, also)
-
-    monkeypatch.setattr(lab.tasks, "_move", buggy)
-
-    assert names(lab.look(task, neighbour)) == ["order.completed"]
-    assert lab.now(task).version == task.version
-    assert lab.now(task).due_at is not None
 
 
 def test_a_late_look_at_an_older_attempt_is_ignored(lab: Lab) -> None:
@@ -412,48 +270,6 @@ def test_every_combination_of_states_in_one_message_ends_each_row_for_itself(lab
         *["pending"] * 2,
         *["failed"] * 2,
     ]
-
-
-def test_a_hint_completes_what_ended_there_and_asks_for_nothing_else(lab: Lab) -> None:
-    ended, running = lab.running(Succeeded(outputs=[{}])), lab.running()
-    lab.provider.jobs[uuid.uuid4()] = Succeeded(outputs=[{}])  # somebody else's
-
-    (outcome,) = lab.check.handle([a_hint("gpu-1")])
-
-    assert isinstance(outcome, Done)
-    assert [message.routing_key for message in outcome.then] == ["order.completed"]
-    assert [follow_up.task_id for follow_up in outcome.follow_up_of] == [ended.id]
-    assert (lab.now(ended).status, lab.now(running).status) == (Status.COMPLETED, Status.PROCESSING)
-    assert lab.provider.calls == [("ended", ended.job_key), ("fetch", ended.job_key)]
-
-
-def test_a_hint_that_comes_while_another_is_followed_is_followed_after_it(lab: Lab) -> None:
-    first, second = lab.running(Succeeded(outputs=[{}])), lab.running()
-    hints: list[Sequence[Any]] = []
-
-    def meanwhile() -> None:
-        lab.provider.finish(second, Succeeded(outputs=[{}]))
-        hints.append(lab.check.handle([a_hint("gpu-1")]))
-
-    lab.provider.meanwhile["fetch"] = meanwhile
-
-    (outcome,) = lab.check.handle([a_hint("gpu-1")])
-
-    assert hints == [[Done(then=[], follow_up_of=[])]]
-    assert names(outcome) == ["order.completed", "check.comfyui"]
-    assert [follow_up.task_id for follow_up in outcome.follow_up_of] == [first.id]
-    (once_more,) = lab.check.handle([replace(a_hint("gpu-1"), body=outcome.then[1].body)])
-    assert names(once_more) == ["order.completed"]
-    assert lab.now(second).status is Status.COMPLETED
-
-
-def test_a_hint_of_a_server_that_does_not_answer_teaches_nothing(lab: Lab) -> None:
-    task = lab.running(Succeeded(outputs=[{}]))
-    lab.provider.plan("ended", ProviderAway("gone"))
-
-    assert lab.check.handle([a_hint("gpu-1")]) == [Done(then=[], follow_up_of=[])]
-    assert lab.now(task).status is Status.PROCESSING
-    assert len(lab.check.handle([a_hint("gpu-1")])[0].follow_up_of) == 1
 
 
 def test_a_row_that_two_messages_name_at_once_is_completed_once(lab: Lab) -> None:

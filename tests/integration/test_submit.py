@@ -2,15 +2,11 @@
 
 import threading
 from collections.abc import Iterator
-from concurrent.futures import Future
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from services.submitter.submit import Submit
 from shared.domain.errors import (
-    DatabaseAway,
     InputLater,
     InputUnavailable,
     OutcomeUnknown,
@@ -19,52 +15,9 @@ from shared.domain.errors import (
     ProviderRejected,
 )
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Hold
-from shared.domain.retry import RetryPolicy
-from shared.domain.task import Reason, Stage, Status, Task
-from shared.observe.logs import ContextPool
-from tests.factories import MEASURED, POOL, FakeProvider, Rows, delivered, permits
-from tests.waiting import eventually
-
-
-class Lab(Rows):
-    """A submitter with one fake backend of capacity 5 and a real database."""
-
-    def __init__(self, url: str) -> None:
-        super().__init__(url, threads=20)
-        self.backends(gpu_1=5)
-        self.provider = FakeProvider()
-        self.stopping = threading.Event()
-        self.calls = ContextPool(10)
-        self.submit = Submit(
-            POOL,
-            self.tasks,
-            self.slots,
-            {"gpu-1": self.provider},
-            calls=self.calls,
-            lease_seconds=60,
-            first_look_seconds=7,
-            retry=RetryPolicy(max_charged=3, first_seconds=0),
-            metrics=MEASURED,
-            stopping=self.stopping,
-        )
-
-    def close(self) -> None:
-        self.stopping.set()
-        self.calls.shutdown()
-        super().close()
-
-    def handle(self, count: int = 1) -> list[Any]:
-        """The verdicts; what is in the future is waited for."""
-        answers = self.submit.handle(permits(count))
-        return [answer.result(20) if isinstance(answer, Future) else answer for answer in answers]
-
-    def ended(self, task: Task) -> tuple[Any, Task]:
-        """The verdict of the one permit, and the row afterwards."""
-        (verdict,) = self.handle()
-        return verdict, self.now(task)
-
-    def health(self) -> str:
-        return self.slots.backends()[0].health
+from shared.domain.task import Reason, Stage, Status
+from tests.factories import delivered
+from tests.integration.submit_lab import Lab, names
 
 
 @pytest.fixture
@@ -72,10 +25,6 @@ def lab(database_url: str) -> Iterator[Lab]:
     lab = Lab(database_url)
     yield lab
     lab.close()
-
-
-def names(verdict: Any) -> list[str]:
-    return [message.routing_key for message in verdict.then]
 
 
 def test_a_permit_starts_the_row_and_says_so(lab: Lab) -> None:
@@ -293,257 +242,6 @@ def test_an_input_that_may_come_later_is_waited_for_as_often_as_attempts_are_mad
 
     assert (row.status, row.reason) == (Status.FAILED, Reason.INPUT_UNAVAILABLE)
     assert names(verdict) == ["submit.dead", "order.failed"]
-
-
-def test_a_job_accepted_for_an_order_cancelled_meanwhile_is_cancelled_too(lab: Lab) -> None:
-    task = lab.pending()
-    lab.provider.meanwhile["submit"] = lambda: lab.tasks.cancel(task.id)
-
-    verdict, row = lab.ended(task)
-
-    assert [job.provider_job_id for job in lab.provider.cancelled] == [str(row.job_key)]
-    assert names(verdict) == ["order.cancelled"]
-    assert verdict.follow_up_of == [FollowUp(row.id, row.version)]
-    assert lab.attempts(task)[0].provider_job_id == str(row.job_key)
-
-
-def test_a_job_that_could_not_be_cancelled_is_left_to_check(lab: Lab) -> None:
-    task = lab.pending()
-    lab.provider.meanwhile["submit"] = lambda: lab.tasks.cancel(task.id)
-    lab.provider.plan("cancel", ProviderAway("no answer"))
-
-    verdict, row = lab.ended(task)
-
-    assert verdict == Done()
-    assert row.cancel_owed
-    assert row.due_at is not None
-
-
-def test_a_job_whose_row_is_at_another_attempt_is_cancelled_by_its_own_key(lab: Lab) -> None:
-    task = lab.pending()
-
-    def another_attempt() -> None:
-        now = lab.now(task)
-        lab.moved(lab.moved(now, Status.FAILED), Status.PENDING, deadline_in=60.0)
-        assert len(lab.take()) == 1
-
-    lab.provider.meanwhile["submit"] = another_attempt
-
-    verdict, row = lab.ended(task)
-
-    first = lab.attempts(task)[0].job_key
-    assert verdict == Done()
-    assert (row.attempt, row.status) == (2, Status.SUBMITTING)
-    assert [job.job_key for job in lab.provider.cancelled] == [first]
-    assert first != row.job_key
-
-
-def test_a_job_whose_row_was_taken_over_meanwhile_is_left_alone(lab: Lab) -> None:
-    task = lab.pending()
-
-    def taken_over() -> None:
-        lab.age(task, free_at=1)
-        assert lab.take()[0].taken_over
-
-    lab.provider.meanwhile["submit"] = taken_over
-
-    verdict, row = lab.ended(task)
-
-    assert (verdict, row.status) == (Done(), Status.SUBMITTING)
-    assert lab.provider.cancelled == []
-
-
-@pytest.mark.parametrize(
-    ("call", "error"),
-    [
-        ("prepare", None),
-        ("prepare", ProviderBusy("refused", is_down=True)),
-        ("prepare", InputLater("502")),
-        ("prepare", InputUnavailable("404")),
-        ("submit", ProviderBusy("429", retry_after_seconds=30)),
-        ("submit", ProviderRejected("no such node")),
-    ],
-)
-def test_an_order_cancelled_before_anything_was_made_gives_up_its_slot_at_once(
-    lab: Lab, call: str, error: Exception | None
-) -> None:
-    task = lab.pending()
-    lab.provider.plan(call, error)
-    lab.provider.meanwhile[call] = lambda: lab.tasks.cancel(task.id)
-
-    verdict, row = lab.ended(task)
-    lab.tasks.clear_due(verdict.follow_up_of)  # as the consumer does once the event is confirmed
-
-    assert names(verdict) == ["order.cancelled"]
-    assert (row.status, lab.now(task).cancel_owed, lab.now(task).due_at) == (Status.CANCELLED, False, None)
-    assert lab.slots.backends()[0].in_flight == 0
-    assert lab.provider.jobs == {}
-
-
-def test_a_lease_that_ended_while_the_inputs_were_fetched_is_renewed_when_nobody_took_the_row_over(lab: Lab) -> None:
-    task = lab.pending()
-    lab.provider.meanwhile["prepare"] = lambda: lab.age(task, free_at=1)
-
-    _, row = lab.ended(task)
-
-    assert (row.status, row.attempt, lab.provider.count("submit")) == (Status.PROCESSING, 1, 1)
-
-
-def test_nothing_is_posted_for_a_row_that_was_taken_over_while_the_inputs_were_fetched(lab: Lab) -> None:
-    task = lab.pending()
-
-    def taken_over() -> None:
-        lab.age(task, free_at=1)
-        assert lab.take()[0].taken_over
-
-    lab.provider.meanwhile["prepare"] = taken_over
-
-    verdict, row = lab.ended(task)
-
-    assert (verdict, row.status, lab.provider.count("submit")) == (Done(), Status.SUBMITTING, 0)
-
-
-def test_nothing_is_posted_past_the_deadline_and_the_order_fails_at_once(lab: Lab) -> None:
-    task = lab.pending()
-    lab.provider.meanwhile["prepare"] = lambda: lab.age(task, deadline_at=1)
-
-    verdict, row = lab.ended(task)
-
-    assert (row.status, row.reason, lab.provider.count("submit")) == (Status.FAILED, Reason.DEADLINE, 0)
-    assert names(verdict) == ["submit.dead", "order.failed"]
-
-
-@pytest.mark.parametrize(
-    ("method", "error"),
-    [
-        ("may_post", None),
-        ("set_health", ProviderBusy("refused", is_down=True)),
-        ("pause", ProviderBusy("429", retry_after_seconds=30)),
-    ],
-)
-@pytest.mark.parametrize("answer_is_lost", [True, False])
-def test_a_short_outage_of_the_database_costs_the_row_no_lease(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, method: str, error: Exception | None, answer_is_lost: bool
-) -> None:
-    task = lab.pending()
-    lab.provider.plan("submit", error)
-    owner = lab.tasks if error is None else lab.slots
-    write, tries = getattr(owner, method), []
-
-    def away_twice(*args: Any, **fields: Any) -> Any:
-        tries.append(1)
-        if len(tries) > 2:
-            return write(*args, **fields)
-        if answer_is_lost:
-            write(*args, **fields)
-        raise DatabaseAway("gone")
-
-    monkeypatch.setattr(owner, method, away_twice)
-
-    _, row = lab.ended(task)
-
-    assert row.status is (Status.PROCESSING if error is None else Status.PENDING)
-    assert (len(tries), lab.provider.count("submit")) == (3, 1)
-
-
-def test_while_the_database_is_away_an_accepted_job_is_recorded_again_and_never_sent_again(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = lab.pending()
-    record, tries = lab.tasks.record, []
-
-    def away_twice(*args: Any, **fields: Any) -> Any:
-        tries.append(1)
-        if len(tries) <= 2:
-            raise DatabaseAway("gone")
-        return record(*args, **fields)
-
-    monkeypatch.setattr(lab.tasks, "record", away_twice)
-
-    verdict, row = lab.ended(task)
-
-    assert (names(verdict), row.status, len(tries)) == (["order.processing"], Status.PROCESSING, 3)
-    assert lab.provider.count("submit") == 1
-
-
-def test_a_record_whose_answer_was_lost_is_found_to_have_worked(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = lab.pending()
-    record, tries = lab.tasks.record, []
-
-    def answer_lost(*args: Any, **fields: Any) -> Any:
-        found = record(*args, **fields)
-        tries.append(1)
-        if len(tries) == 1:
-            raise DatabaseAway("the commit worked, its answer was lost")
-        return found
-
-    monkeypatch.setattr(lab.tasks, "record", answer_lost)
-
-    verdict, row = lab.ended(task)
-
-    assert (verdict, row.status) == (Done(), Status.PROCESSING)
-    assert lab.provider.cancelled == []
-
-
-def test_a_worker_told_to_stop_during_an_outage_leaves_the_row_to_its_lease(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    task = lab.pending()
-    tries = []
-
-    def away(*_: Any, **__: Any) -> Any:
-        tries.append(1)
-        raise DatabaseAway("gone")
-
-    monkeypatch.setattr(lab.tasks, "record", away)
-    (answer,) = lab.submit.handle(permits(1))
-    assert isinstance(answer, Future)
-    eventually(lambda: tries, within=10)
-    lab.stopping.set()
-
-    assert answer.result(10) == Done()
-    assert lab.now(task).status is Status.SUBMITTING
-    assert lab.provider.count("submit") == 1
-
-
-def test_a_bug_fails_its_row_after_three_tries_and_check_cancels_what_may_exist(lab: Lab) -> None:
-    poison, neighbour = lab.pending(), lab.pending()
-    prepare = lab.provider.prepare
-
-    def buggy(job: Any) -> Any:
-        if job.task_id == poison.id:
-            lab.provider.calls.append(("bug", job.job_key))
-            raise KeyError("a bug")
-        return prepare(job)
-
-    lab.provider.prepare = buggy  # type: ignore[method-assign]
-
-    lab.handle(2)
-
-    row = lab.now(poison)
-    assert (row.status, row.reason, row.cancel_owed) == (Status.FAILED, Reason.BUG, True)
-    assert row.due_at == row.changed_at, "check is to look at once"
-    assert "KeyError" in (row.detail or "")
-    assert lab.provider.count("bug") == 3
-    assert lab.now(neighbour).status is Status.PROCESSING
-
-
-def test_a_bug_after_the_post_does_not_send_it_again(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = lab.pending()
-    record, tries = lab.tasks.record, []
-
-    def bug_once(*args: Any, **fields: Any) -> Any:
-        tries.append(1)
-        if len(tries) == 1:
-            raise ValueError("a fluke")
-        return record(*args, **fields)
-
-    monkeypatch.setattr(lab.tasks, "record", bug_once)
-
-    _, row = lab.ended(task)
-
-    assert row.status is Status.PROCESSING
-    assert (lab.provider.count("submit"), lab.provider.count("find")) == (1, 1)
 
 
 def test_a_backend_this_worker_has_no_provider_for_is_left_to_newer_workers(lab: Lab) -> None:

@@ -15,7 +15,7 @@ from services.producer.stream import Events, EventStream, Watch
 from shared.domain.errors import DatabaseAway
 from shared.domain.messages import Artifact
 from shared.domain.task import Status, Task
-from tests.unit.test_api import a_task
+from tests.unit.api_lab import a_task
 
 
 class FollowedRows:
