@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.domain.retry import RetryPolicy
+from shared.observe.crash import KillAt, read_kill_at
 
 PREFIX: Final = "DARKROOM_"
 #: Written by `make up`; KEY=value lines that name the private servers of this checkout.
@@ -107,6 +108,11 @@ class Settings(BaseSettings):
         default_factory=_instance, min_length=1, max_length=100, description="name of this process in logs and rows"
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least level that is logged")
+    kill_at: KillAt | None = Field(
+        None,
+        description="for drills only: the process kills itself (SIGKILL) at this crash point, `name` or `name:nth`;"
+        " docs/drill.md names them",
+    )
 
     @property
     def amqp_urls(self) -> list[str]:
@@ -155,6 +161,11 @@ class Settings(BaseSettings):
     @classmethod
     def _from_a_list(cls, value: Any) -> Any:
         return tuple(_split(value)) if isinstance(value, str) else value
+
+    @field_validator("kill_at", mode="before")
+    @classmethod
+    def _a_crash_point(cls, value: Any) -> Any:
+        return read_kill_at(value) if isinstance(value, str) else value
 
     @field_validator("log_level", mode="before")
     @classmethod

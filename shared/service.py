@@ -19,7 +19,7 @@ from shared.database.migrate import current_revision, newest_revision
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.errors import DarkroomError, Outage
-from shared.observe import logs, metrics
+from shared.observe import crash, logs, metrics
 from shared.observe.health import Health, Server, Watchdog
 from shared.observe.metrics import Metrics
 from shared.providers.base import Provider
@@ -172,6 +172,7 @@ def start(name: str, threads: int) -> Service:
     """
     settings = load_settings()
     logs.configure(name, settings.instance, settings.log_level)
+    crash.arm(settings.kill_at)
     if settings.backends_file is None:
         raise CannotStart("DARKROOM_BACKENDS_FILE is not set: name the TOML file with your [[backend]] tables")
     backends = load_backends(settings.backends_file)

@@ -19,6 +19,7 @@ from obstore.store import LocalStore, MemoryStore, ObjectStore, from_url
 
 from shared.domain.errors import StorageAway
 from shared.domain.messages import Artifact
+from shared.observe.crash import CrashPoint, crash_point
 from shared.observe.logs import redacted
 from shared.pictures import BrokenPicture, verified
 
@@ -70,7 +71,9 @@ class Artifacts:
                 obstore.put(self._store, key, picture.data, attributes=attributes, use_multipart=False)
             except (FileNotFoundError, NotFoundError) as error:
                 raise StorageAway(f"put {key}: {_first_line(error)}") from error
+            crash_point(CrashPoint.PICTURE_WRITTEN)
             self._make_durable(key)
+        crash_point(CrashPoint.PICTURE_STORED)
         return Artifact(
             index=index,
             key=key,

@@ -15,6 +15,7 @@ import typer
 from pydantic import BaseModel
 
 from shared.config import Settings, load_settings
+from shared.observe import crash
 
 
 def _user() -> str:
@@ -61,7 +62,9 @@ def settings(*, database: bool = True, broker: bool = False) -> Settings:
     needed = {"DARKROOM_DATABASE_URL"} if database else set()
     needed |= {"DARKROOM_AMQP_URL"} if broker else set()
     unused = {name: address for name, address in _UNUSED.items() if name not in needed}
-    return load_settings(os.environ | unused | {f"{name}_FILE": "" for name in unused})
+    found = load_settings(os.environ | unused | {f"{name}_FILE": "" for name in unused})
+    crash.arm(found.kill_at)
+    return found
 
 
 def tell(text: str) -> None:

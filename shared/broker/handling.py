@@ -10,12 +10,14 @@ from concurrent.futures import Future
 from functools import partial
 from typing import Final
 
+from shared.broker import crash_points
 from shared.broker.deliveries import Active, Answer, Hand, InHand, Settled
 from shared.broker.letters import buried, trace_of
 from shared.domain.errors import Outage
 from shared.domain.messages import Delivery
 from shared.domain.outcome import Done, Hold, Verdict
 from shared.domain.retry import Bug, tried
+from shared.observe.crash import crash_point
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +122,7 @@ class Handling:
                 return [answer for in_hand in batch for answer in self._answers([in_hand])]
 
     def _ask(self, deliveries: Sequence[Delivery]) -> Sequence[Answer]:
+        crash_point(crash_points.delivered, self._active.subscription.queue)
         answers = self._active.subscription.handler(deliveries)
         if len(answers) != len(deliveries):
             raise RuntimeError(f"{len(answers)} answers for {len(deliveries)} deliveries")

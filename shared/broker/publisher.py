@@ -13,10 +13,12 @@ import pika
 from pika.adapters.select_connection import SelectConnection
 from pika.channel import Channel
 
+from shared.broker import crash_points
 from shared.broker.connection import IOThread, Link
 from shared.broker.topology import Topology
 from shared.domain.errors import BrokerAway, Unpublishable
 from shared.domain.messages import Message
+from shared.observe.crash import crash_point
 
 log = logging.getLogger(__name__)
 
@@ -174,6 +176,7 @@ class Publisher:
                 unpublishable.__cause__ = error
                 entry.batch.fail(unpublishable)
                 continue
+            crash_point(crash_points.sent, message)
             self._sent += 1
             self._unconfirmed[self._sent] = entry
 
@@ -255,6 +258,7 @@ class Publisher:
             result = "returned" if returned else "confirmed" if ok else "nacked"
             self._metrics.count("publishes_total", result=result)
             if result == "confirmed":
+                crash_point(crash_points.confirmed, entry.message)
                 self._count_down(entry.batch)
             else:
                 again.append(entry)

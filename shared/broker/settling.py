@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from shared.broker import crash_points
 from shared.broker.connection import IOThread
 from shared.broker.deliveries import Active, Hand, InHand, Settled
 from shared.broker.letters import bare_letter, buried, letter, trace_of
@@ -15,6 +16,7 @@ from shared.broker.topology import buries_to
 from shared.domain.errors import Outage
 from shared.domain.outcome import DeadLetter, FollowUp, Verdict
 from shared.domain.task import Reason
+from shared.observe.crash import crash_point
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Settling:
         if active.bugs_in_a_row >= self._brake_after:
             self._brake(active, f"stopped after {self._brake_after} bugs in a row")
         if possible:
+            crash_point(crash_points.decided, active.subscription.queue)
             self._io.run(partial(self._carry_out, possible))
 
     def close_debts(self) -> None:
@@ -134,7 +137,9 @@ class Settling:
         self._hand.finish([in_hand])
         # A tag belongs to the channel that delivered it; after a reconnect the message simply comes again.
         if in_hand.channel.is_open:
+            crash_point(crash_points.acking, in_hand.delivery.queue)
             in_hand.channel.basic_ack(in_hand.tag)
+            crash_point(crash_points.acked, in_hand.delivery.queue)
 
     def _ack_all(self, batch: Sequence[InHand]) -> None:
         for in_hand in batch:

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from shared.database.actions import note_action
 from shared.database.engine import in_transaction
 from shared.domain.task import Reason, Stage
+from shared.observe.crash import CrashPoint, crash_point
 
 #: Bytes of a message's body that are kept.
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -175,7 +176,11 @@ class DeadLetters:
 
     def record(self, letters: Sequence[NewLetter]) -> Recorded:
         """Every letter stands in the table, each once. Raises DatabaseAway: record again, nothing is doubled."""
-        return in_transaction(self._engine, lambda c: self._record(c, letters)) if letters else Recorded((), 0)
+        if not letters:
+            return Recorded((), 0)
+        recorded = in_transaction(self._engine, lambda c: self._record(c, letters))
+        crash_point(CrashPoint.LETTER_RECORDED)
+        return recorded
 
     def _record(self, c: sa.Connection, letters: Sequence[NewLetter]) -> Recorded:
         ids = [str(letter.task_id) for letter in letters if letter.task_id is not None]

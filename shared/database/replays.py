@@ -14,6 +14,7 @@ from shared.database.engine import in_transaction
 from shared.database.moves import Change, move_in
 from shared.database.rows import TASK, task_of
 from shared.domain.task import Reason, Stage, Status, Task
+from shared.observe.crash import CrashPoint, crash_point
 
 
 class Way(StrEnum):
@@ -139,7 +140,7 @@ class Replays:
         None: no such letter. Raises DatabaseAway: it may have worked, and a second call then says "already replayed".
         """
         try:
-            return in_transaction(self._engine, lambda c: self._replay(c, letter_id, by_whom, paid))
+            replay = in_transaction(self._engine, lambda c: self._replay(c, letter_id, by_whom, paid))
         except sa.exc.IntegrityError as error:
             why = _REFUSALS.get(getattr(getattr(error.orig, "diag", None), "constraint_name", None) or "")
             if why is None:
@@ -148,6 +149,9 @@ class Replays:
                 Prediction(letter=p.letter, way=Way.REFUSED, why=why, task=p.task) for p in self.preview([letter_id])
             ]
             return Replay(id=None, prediction=refused[0]) if refused else None
+        if isinstance(replay, Replay) and replay.id is not None:
+            crash_point(CrashPoint.REPLAY_COMMITTED)
+        return replay
 
     def unpublished(self, older_than_seconds: float) -> list[tuple[int, StoredLetter]]:
         """Replays of letters without a row whose message is not known to be out: their replayer may have died."""
@@ -163,6 +167,7 @@ class Replays:
     def published(self, replay_ids: Sequence[int]) -> None:
         """The messages of these replays are confirmed."""
         in_transaction(self._engine, lambda c: c.execute(_PUBLISHED, {"ids": list(replay_ids)}))
+        crash_point(CrashPoint.REPLAY_NOTED)
 
     def _preview(self, c: sa.Connection, ids: Sequence[int]) -> list[Prediction]:
         letters = [StoredLetter(**row._mapping) for row in c.execute(_LETTERS, {"ids": list(ids)})]

@@ -14,6 +14,7 @@ from shared.database.rows import TASK, task_of
 from shared.database.tasks import Counter
 from shared.domain.rate import Rate
 from shared.domain.task import Status, Task, job_key_for, seed_for
+from shared.observe.crash import CrashPoint, crash_point
 
 #: Every fifth pick goes by age alone, so a stream of high orders cannot starve a normal one.
 PICK_BY_AGE_EVERY: Final = 5
@@ -164,6 +165,8 @@ class Slots:
         names = None if known is None else list(known)
         work = partial(self._take, pool=pool, at_most=at_most, lease=lease_seconds, known=names)
         taken, picked, none_left = in_transaction(self._engine, work)
+        if taken:
+            crash_point(CrashPoint.ROW_TAKEN)
         self._picks += picked
         for task in taken:
             before = Status.SUBMITTING if task.taken_over else Status.PENDING

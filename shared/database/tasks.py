@@ -14,6 +14,7 @@ from shared.database.rows import TASK, task_of
 from shared.domain.messages import Artifact
 from shared.domain.outcome import FollowUp
 from shared.domain.task import LEGAL_MOVES, Reason, Status, Task
+from shared.observe.crash import CrashPoint, crash_point
 
 _BY_ID: Final = sa.text(f"select {TASK} from tasks t where t.id = any(cast(:ids as uuid[]))")
 
@@ -94,6 +95,18 @@ select count(*) from attempts a where a.task_id = :id and a.outcome = :outcome a
 """)
 
 
+#: Where a process dies that is armed to die behind such a move.
+_MOVED: Final[Mapping[tuple[Status, Status], CrashPoint]] = {
+    (Status.PENDING, Status.FAILED): CrashPoint.UNSTARTED_FAILED,
+    (Status.SUBMITTING, Status.FAILED): CrashPoint.SUBMISSION_FAILED,
+    (Status.SUBMITTING, Status.PENDING): CrashPoint.ROW_GIVEN_BACK,
+    (Status.SUBMITTING, Status.PROCESSING): CrashPoint.RECORD_COMMITTED,
+    (Status.PROCESSING, Status.COMPLETED): CrashPoint.COMPLETED_COMMITTED,
+    (Status.PROCESSING, Status.PENDING): CrashPoint.RETRY_COMMITTED,
+    (Status.PROCESSING, Status.FAILED): CrashPoint.JOB_FAILED,
+}
+
+
 class Counter(Protocol):
     """What this module needs of the metrics."""
 
@@ -116,7 +129,11 @@ class Tasks:
 
     def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
         """One answer per claim, in order. Raises DatabaseAway: claim again, the outcome is the same."""
-        return claim(self._engine, claims, self._actor) if claims else []
+        if not claims:
+            return []
+        claimed = claim(self._engine, claims, self._actor)
+        crash_point(CrashPoint.CLAIM_COMMITTED)
+        return claimed
 
     def get(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Task]:
         """The rows of these ids; unknown ones are missing."""
@@ -171,11 +188,13 @@ class Tasks:
             self._count_forbidden(changes)
             raise
         for change in changes:
+            if applied := change.task.id in moved:
+                crash_point(_MOVED.get, (change.task.status, change.to))
             self._metrics.count(
                 "transitions_total",
                 from_status=change.task.status,
                 to_status=change.to,
-                result="applied" if change.task.id in moved else "stale",
+                result="applied" if applied else "stale",
             )
         for task in moved.values():
             self._count_finished(task)
@@ -215,6 +234,7 @@ class Tasks:
             return {(row.id, row.version) for row in connection.execute(_BEGIN_POSTS, values)}
 
         ours = in_transaction(self._engine, work)
+        crash_point(CrashPoint.POST_ALLOWED)
         return [(task.id, task.version) in ours for task, _ in posts]
 
     def record(self, accepted: Sequence[tuple[Task, str]], due_in: float) -> list[Task | None]:
@@ -238,7 +258,10 @@ class Tasks:
         skip_pools -- pools whose check queue is not draining; their pending rows are taken all the same
         """
         values = {"limit": limit, "next_look": next_look, "skip_pools": list(skip_pools)}
-        return in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(_TAKE_DUE, values)])
+        due = in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(_TAKE_DUE, values)])
+        if due:
+            crash_point(CrashPoint.DUE_TAKEN)
+        return due
 
     def at_work(self, backend: str, job_ids: Sequence[str]) -> list[Task]:
         """The processing rows of this backend that wait for one of these provider jobs."""
@@ -296,7 +319,9 @@ class Tasks:
             connection.execute(LOCK_IN_ORDER, {"ids": values["ids"]})
             connection.execute(_CLEAR_DUE, values)
 
+        crash_point(CrashPoint.FOLLOW_UP_CLEARING)
         in_transaction(self._engine, work)
+        crash_point(CrashPoint.FOLLOW_UP_CLEARED)
 
     def free_rows(self, pools: Sequence[str]) -> Mapping[str, int]:
         """Rows free to take now, by pool."""

@@ -24,6 +24,7 @@ from shared.domain.errors import (
     ProviderRejected,
 )
 from shared.domain.task import Reason
+from shared.observe.crash import CrashPoint, crash_point
 from shared.providers.base import Accepted, Gone, Job, JobState, Prepared, Running
 from shared.providers.comfyui_answers import PromptAccepted, misses_picture, read, refusal
 from shared.providers.comfyui_http import Answer, BadAnswer, NoAnswer, NoConnection, Observe, Server, Timings
@@ -99,6 +100,7 @@ class ComfyUI:
         if answer.status in (400, 413):
             raise ProviderRejected(f"the server refused the input picture: HTTP {answer.status} {answer.text[:200]}")
         self._raise_if_closed(answer, "POST /upload/image")
+        crash_point(CrashPoint.INPUT_UPLOADED)
         name, folder = _uploaded_as(answer)
         reference = f"{folder}/{name}" if folder else name
         self._uploaded.remember(picture.sha256, reference)
@@ -155,10 +157,12 @@ class ComfyUI:
     def _post(self, prepared: Prepared) -> Accepted:
         """One POST /prompt. Raises ProviderBusy, ProviderRejected, _PictureGone; NoAnswer when it may have worked."""
         key = str(prepared.job.job_key)
+        crash_point(CrashPoint.POSTING)
         try:
             answer = self._server.post_once("/prompt", "submit", _canonical(prepared.body))
         except NoConnection as error:
             raise ProviderBusy(str(error), is_down=True) from error
+        crash_point(CrashPoint.POSTED)
         if answer.status == 400 and misses_picture(answer):
             raise _PictureGone(refusal(answer))
         if answer.status in (400, 413):
@@ -216,13 +220,20 @@ class ComfyUI:
     # -- questions
 
     def find(self, job: Job) -> JobState:
-        return self.check([job])[job.job_key]
+        found = self._looks.states([job])[job.job_key]
+        crash_point(CrashPoint.JOB_LOOKED_UP)
+        return found
 
     def check(self, jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:
-        return self._looks.states(jobs)
+        states = self._looks.states(jobs)
+        crash_point(CrashPoint.STATES_READ)
+        return states
 
     def ended(self, ours: Callable[[Sequence[str]], Sequence[Job]]) -> Mapping[uuid.UUID, JobState]:
-        return self._looks.ended(ours)
+        states = self._looks.ended(ours)
+        if states:
+            crash_point(CrashPoint.ENDED_READ)
+        return states
 
     def queue_remaining(self) -> int:
         """Jobs running and waiting, ours and others'. Raises ProviderAway."""
@@ -254,6 +265,7 @@ class ComfyUI:
         try:
             if self._server.download(names, file, self._max_picture_bytes) is None:
                 raise FileNotFoundError(f"{names['subfolder']}/{names['filename']} is gone")
+            crash_point(CrashPoint.PICTURE_FETCHED)
             file.seek(0)
         except ValueError as error:
             file.close()
@@ -266,7 +278,10 @@ class ComfyUI:
     # -- cancelling
 
     def cancel(self, job: Job) -> bool:
-        return self._cancel(job.provider_job_id or str(job.job_key))
+        gone = self._cancel(job.provider_job_id or str(job.job_key))
+        if gone:
+            crash_point(CrashPoint.JOB_CANCELLED)
+        return gone
 
     def _cancel(self, prompt_id: str) -> bool:
         """Ask for it, then watch it leave for a short while: an interrupt takes effect between nodes or steps.
