@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: A loop that does not turn for so long hangs; the I/O loop ticks every second.
 CONSUME_LIMIT_SECONDS: Final = 60.0
+#: How long the database may take over the readiness question; a worse answer is none.
+_READINESS_SECONDS: Final = 2.0
 
 
 class CannotStart(DarkroomError):
@@ -49,6 +51,8 @@ class Service:
     metrics: Metrics
     health: Health
     engine: sa.Engine
+    #: For the readiness question alone, which must be answered soon, also while every other connection is stuck.
+    readiness_engine: sa.Engine
     stopping: threading.Event
 
     @property
@@ -153,7 +157,7 @@ class Service:
         return ok or not needed, detail
 
     def _schema_is_right(self) -> tuple[bool, str]:
-        found = current_revision(self.engine)
+        found = current_revision(self.readiness_engine)
         wanted = newest_revision()
         # A newer schema is fine: migrations that old code cannot survive come after the old code is gone.
         return found is not None and found >= wanted, f"schema {found}, this code needs {wanted}"
@@ -189,6 +193,9 @@ def start(name: str, threads: int) -> Service:
         metrics=measured,
         health=Health(measured, required=("broker", "database")),
         engine=connect(settings.database_url.get_secret_value(), pool_size=threads),
+        readiness_engine=connect(
+            settings.database_url.get_secret_value(), pool_size=1, statement_timeout_seconds=_READINESS_SECONDS
+        ),
         stopping=threading.Event(),
     )
     for signum in (signal.SIGTERM, signal.SIGINT):

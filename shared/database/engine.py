@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 import sqlalchemy as sa
 
+from shared.database.silence import bounded
 from shared.domain.errors import DatabaseAway
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ _READ_ONLY: Final = "25006"
 #: Classes that say "the server is away or going": connection, insufficient resources, operator intervention, I/O.
 _AWAY: Final = ("08", "53", "57", "58", _READ_ONLY)
 _TRIES: Final = 8
+#: The server's own word that a statement took too long must have time to arrive.
+_ANSWER_SECONDS: Final = 5.0
 
 
 def connect(
@@ -29,10 +32,22 @@ def connect(
 ) -> sa.Engine:
     """An engine with one connection per thread that will use it; nothing is opened yet.
 
-    A statement that hangs longer than its limit is ended by the server, a host that vanished is noticed by TCP
-    keep-alives after about 25 s; without both a worker would wait for ever. Of several hosts in the URL
-    (`?host=a:5432&host=b:5432`) the one that takes writes is used.
+    A statement that hangs longer than its limit is ended by the server, and so is a transaction whose client says
+    nothing for as long: its locks would stop everybody else. A host that vanished is noticed by TCP keep-alives after
+    about 25 s, on both sides; whatever stays silent all the same is given up a little after the limit (silence.py).
+    Without these a worker would wait for ever. Of several hosts in the URL (`?host=a:5432&host=b:5432`) the one that
+    takes writes is used.
     """
+    limit = int(statement_timeout_seconds * 1000)
+    server = {
+        "timezone": "UTC",
+        "statement_timeout": limit,
+        "idle_in_transaction_session_timeout": limit,
+        "lock_timeout": int(lock_timeout_seconds * 1000),
+        "tcp_keepalives_idle": 10,
+        "tcp_keepalives_interval": 5,
+        "tcp_keepalives_count": 3,
+    }
     engine = sa.create_engine(
         sa.make_url(url).set(drivername="postgresql+psycopg2"),
         pool_size=pool_size,
@@ -48,8 +63,8 @@ def connect(
             "keepalives_count": 3,
             "tcp_user_timeout": 25_000,
             "target_session_attrs": "read-write",  # a standby refuses at once; told at connect, no round trip (>= 14)
-            "options": f"-c timezone=UTC -c statement_timeout={int(statement_timeout_seconds * 1000)}"
-            f" -c lock_timeout={int(lock_timeout_seconds * 1000)}",
+            "options": " ".join(f"-c {name}={value}" for name, value in server.items()),
+            **bounded(statement_timeout_seconds + _ANSWER_SECONDS if statement_timeout_seconds else None),
         },
     )
     sa.event.listen(engine, "handle_error", _leave_a_standby)

@@ -6,6 +6,7 @@ Ready means that everything it needs has answered lately.
 
 import json
 import logging
+import math
 import os
 import socket
 import socketserver
@@ -139,19 +140,29 @@ class Health:
         checks = {check: _judged(answer, now) for check, answer in sorted(answers.items())}
         return Report(not self._draining and all(check["ok"] for check in checks.values()), checks)
 
-    def refresh(self) -> None:
-        """Ask every question that is due. Called in the server's background thread."""
+    def refresh(self) -> list[threading.Thread]:
+        """Ask every question that is due, each in a thread of its own: one that hangs holds up no other."""
         with self._lock:
             due = [question for question in self._questions if question.next_at <= self._clock()]
-        for question in due:
-            try:
-                answer = question.ask()
-                ok, detail = answer if isinstance(answer, tuple) else (answer, "")
-            except Exception as error:
-                ok, detail = False, type(error).__name__  # the text may hold an address with a password
-                log.debug("readiness check failed", exc_info=True, extra={"check": question.check})
-            self.ready(question.check, ok, detail, stale_after_seconds=question.stale_after_seconds)
-            question.next_at = self._clock() + question.every_seconds
+            for question in due:
+                question.next_at = math.inf  # until it is answered
+        threads = [
+            threading.Thread(target=self._answer, args=(question,), name=f"asks-{question.check}", daemon=True)
+            for question in due
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _answer(self, question: "_Question") -> None:
+        try:
+            answer = question.ask()
+            ok, detail = answer if isinstance(answer, tuple) else (answer, "")
+        except Exception as error:
+            ok, detail = False, type(error).__name__  # the text may hold an address with a password
+            log.debug("readiness check failed", exc_info=True, extra={"check": question.check})
+        self.ready(question.check, ok, detail, stale_after_seconds=question.stale_after_seconds)
+        question.next_at = self._clock() + question.every_seconds
 
 
 @dataclass(slots=True)

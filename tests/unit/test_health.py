@@ -9,6 +9,7 @@ import requests
 
 from shared.observe.health import EXIT_HUNG, Health, Server, Watchdog
 from shared.observe.metrics import build
+from tests.waiting import eventually
 
 
 class Clock:
@@ -123,8 +124,8 @@ def test_a_question_is_asked_at_its_interval_and_what_it_raises_is_a_no(health, 
     health.ask("database", question, every_seconds=5)
     said = []
     for _ in range(3):
-        health.refresh()
-        health.refresh()
+        for thread in [*health.refresh(), *health.refresh()]:
+            thread.join(5)
         said.append((health.readiness().ok, health.readiness().checks["database"]["detail"]))
         clock.now += 5
     assert said == [(True, ""), (False, "schema is old"), (False, "ConnectionError")]
@@ -203,12 +204,14 @@ def test_readyz_says_per_check_what_is_missing(server):
     assert json.loads(server.get("/readyz")[1])["draining"] is True
 
 
-def test_a_question_that_hangs_does_not_hold_up_the_answer(server):
-    release = threading.Event()
+def test_a_question_that_hangs_does_not_hold_up_the_answer_nor_another_question(server):
+    release, asked = threading.Event(), []
     server.health.ask("database", lambda: release.wait(30), every_seconds=0)
+    server.health.ask("broker", lambda: not asked.append(1), every_seconds=0)
     began = time.monotonic()
     assert server.get("/readyz")[0] == 503
     assert time.monotonic() - began < 2
+    eventually(lambda: len(asked) > 3, within=10)
     release.set()
 
 
