@@ -26,6 +26,8 @@ _RECONNECT_SECONDS: Final = 1.0
 _CONNECT_SECONDS: Final = 5.0
 #: How long a silent socket is waited for before anything else has its turn: a SIGTERM, the lead, the server's health.
 _RECEIVE_SECONDS: Final = 1.0
+#: A socket that answers no ping is opened again: its other end may be gone while the server itself answers.
+_SILENT_SECONDS: Final = 5.0
 #: A submitter that found the server unreachable writes `down`; while the socket lives nobody else would take that back.
 _ALIVE_SECONDS: Final = 5.0
 #: Several jobs that end together, and the moment until the history shows them, become one check.
@@ -108,7 +110,8 @@ class Watch:
 
     def _follow(self, socket: websocket.WebSocket) -> None:
         remaining = 0
-        ask_at = time.monotonic() + _ALIVE_SECONDS
+        heard_at = time.monotonic()
+        ask_at = heard_at + _ALIVE_SECONDS
         while not self._stopping.is_set() and self._leader.leads(self._name):
             self._beat()
             if time.monotonic() >= ask_at:
@@ -116,13 +119,16 @@ class Watch:
                     return  # a peer that vanished closes no socket; connecting again tells
                 ask_at = time.monotonic() + _ALIVE_SECONDS
             try:
-                text = socket.recv()
+                opcode, text = socket.recv_data(control_frame=True)
             except websocket.WebSocketTimeoutException:
+                if time.monotonic() - heard_at > _SILENT_SECONDS:
+                    raise websocket.WebSocketTimeoutException("our pings are not answered") from None
                 socket.ping()
                 continue
-            if text == "":
-                return  # closed by the server
-            now = _queue_remaining(text)
+            heard_at = time.monotonic()
+            if opcode == websocket.ABNF.OPCODE_CLOSE:
+                return
+            now = _queue_remaining(text) if opcode == websocket.ABNF.OPCODE_TEXT else None
             if now is None:
                 continue
             if now < remaining:
@@ -131,10 +137,8 @@ class Watch:
             remaining = now
 
 
-def _queue_remaining(text: str | bytes) -> int | None:
+def _queue_remaining(text: bytes) -> int | None:
     """The queue length in a `status` message; None for every other message, known or not."""
-    if isinstance(text, bytes):
-        return None
     try:
         message = json.loads(text)
         if message.get("type") != "status":
