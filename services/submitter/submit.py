@@ -110,7 +110,7 @@ class Submit:
                 return self._back_to_pending(task, why, 0.0)
             with self._may_post.on_the_way():
                 prepared = provider.prepare(job)
-                looked = self._begin_post(task, prepared)
+                looked = self._begin_post(task, provider, prepared)
             if looked is None:
                 return self._not_sent(task)
             with self._record_job.on_the_way():
@@ -166,14 +166,18 @@ class Submit:
     def _record_jobs(self, accepted: Sequence[tuple[Task, str]]) -> Sequence[Task | None]:
         return self._tasks.record(accepted, self._first_look)
 
-    def _begin_post(self, task: Task, prepared: Prepared) -> float | None:
-        """Our clock when the row became ours for one whole lease; None when nothing may be sent."""
+    def _begin_post(self, task: Task, provider: Provider, prepared: Prepared) -> float | None:
+        """Our clock when the row became ours for one whole lease; None when nothing may be sent.
 
-        def begin() -> float | None:
+        An answer that was so long on its way that the lease could end during the POST counts for nothing: asked again.
+        """
+        while True:
             looked = time.monotonic()
-            return looked if self._may_post((task, prepared.body_hash)) else None
-
-        return self._insist(begin)
+            if not self._insist(lambda: self._may_post((task, prepared.body_hash))):
+                return None
+            if time.monotonic() - looked <= self._lease - provider.submit_limit_seconds:
+                return looked
+            log.warning("lease answered too late", extra={"backend": task.backend})
 
     def _record(self, task: Task, provider: Provider, job_id: str) -> Verdict:
         recorded = self._insist(lambda: self._record_job((task, job_id)))

@@ -1,5 +1,6 @@
 """The database goes away or a bug strikes in the middle of a submission: nothing is sent twice, no lease is lost."""
 
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -55,6 +56,27 @@ def test_a_short_outage_of_the_database_costs_the_row_no_lease(
 
     assert row.status is (Status.PROCESSING if error is None else Status.PENDING)
     assert (len(tries), lab.provider.count("submit")) == (3, 1)
+
+
+def test_a_lease_whose_confirmation_came_late_is_asked_for_again_before_anything_is_sent(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The POST would last beyond its end, and another owner could find nothing and send the job too."""
+    task = lab.pending()
+    may_post, asked = lab.tasks.may_post, []
+    lab.provider.submit_limit_seconds = 59.8  # of a lease of 60 s
+
+    def late_once(*args: Any) -> Any:
+        answer = may_post(*args)
+        asked.append(lab.provider.count("submit"))
+        time.sleep(0.3 if len(asked) == 1 else 0)
+        return answer
+
+    monkeypatch.setattr(lab.tasks, "may_post", late_once)
+
+    _, row = lab.ended(task)
+
+    assert (row.status, asked, lab.provider.count("submit")) == (Status.PROCESSING, [0, 0], 1)
 
 
 def test_while_the_database_is_away_an_accepted_job_is_recorded_again_and_never_sent_again(
