@@ -54,6 +54,7 @@ class Artifacts:
     def __init__(self, url: str) -> None:
         self._folder = _folder_of(url)
         self._store = _store_for(url, self._folder)
+        self._last_put_failed = False
 
     def put(self, task_id: uuid.UUID, attempt: int, index: int, file: BinaryIO) -> Artifact:
         """The picture in `file` is whole, stripped of its words and stored. Storing it again changes nothing.
@@ -66,7 +67,7 @@ class Artifacts:
         picture = verified(data)
         key = f"{task_id}/{attempt}/{index}.{picture.extension}"
         attributes: dict[str, str] | None = None if self._folder else {"Content-Type": picture.media_type}
-        with self._away("put", key):
+        with self._noted(), self._away("put", key):
             try:
                 obstore.put(self._store, key, picture.data, attributes=attributes, use_multipart=False)
             except (FileNotFoundError, NotFoundError) as error:
@@ -83,6 +84,16 @@ class Artifacts:
             width=picture.width,
             height=picture.height,
         )
+
+    def works(self) -> tuple[bool, str]:
+        """Whether pictures can be stored, and why not: as the last `put` found, and after a failed one as a probe."""
+        if self._last_put_failed:
+            try:
+                self.probe()
+            except StorageAway as error:
+                return False, str(error)
+            self._last_put_failed = False
+        return True, ""
 
     def probe(self) -> None:
         """Write, read and delete a small object. Raises StorageAway, and nothing is left behind."""
@@ -141,6 +152,15 @@ class Artifacts:
             for chunk in obstore.get(self._store, _ours(key)).stream():
                 seen.update(chunk)
             return seen.hexdigest()
+
+    @contextmanager
+    def _noted(self) -> Iterator[None]:
+        try:
+            yield
+        except StorageAway:
+            self._last_put_failed = True
+            raise
+        self._last_put_failed = False
 
     @contextmanager
     def _away(self, what: str, key: str) -> Iterator[None]:

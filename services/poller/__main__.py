@@ -25,6 +25,8 @@ _CHECK_THREADS = 4
 #: Jobs looked at together, over all check messages in hand: their pictures are fetched side by side and their moves
 #: share a transaction.
 _ROW_THREADS = 16
+#: How often a store that failed is asked whether it works again.
+_STORE_SECONDS: Final = 5.0
 #: A loop that makes no progress for so long hangs, or meets nothing but bugs.
 _LOOP_SECONDS: Final = 60.0
 #: Time for all loops together to end, within the grace a container gets beyond the drain.
@@ -37,11 +39,12 @@ def main() -> None:
     service.sync_backends()
     providers = service.providers(service.workflows())
     rows = service.slots.backends()
+    artifacts = Artifacts(settings.artifacts_url)
     check = Check(
         service.tasks,
         service.slots,
         providers,
-        Artifacts(settings.artifacts_url),
+        artifacts,
         retry=settings.retry,
         max_run_seconds={row.name: row.max_run_seconds for row in rows},
         frozen_after_seconds=settings.frozen_after_seconds,
@@ -85,6 +88,7 @@ def main() -> None:
             log.info("hint lost", extra={"backend": backend.name, "why": str(error)})
 
     service.watch(broker)
+    service.health.ask("store", artifacts.works, every_seconds=_STORE_SECONDS, stale_after_seconds=60.0)
     server = service.serve_health()
     broker.start()
     watches = [

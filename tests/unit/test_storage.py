@@ -195,3 +195,23 @@ def test_a_stream_from_a_store_that_is_gone_says_so(tmp_path):
     (tmp_path / "pictures").rename(tmp_path / "elsewhere")
     with pytest.raises(StorageAway):
         streamed(artifacts, kept.key, kept.bytes, range(10))
+
+
+def test_a_store_works_until_a_picture_could_not_be_stored_and_again_as_soon_as_one_could(tmp_path):
+    folder = tmp_path / "pictures"
+    artifacts = Artifacts(str(folder))
+    assert artifacts.works() == (True, "")
+    folder.rename(tmp_path / "away")
+    folder.touch()
+    with pytest.raises(StorageAway):
+        artifacts.put(TASK, 1, 0, picture())
+    works, why = artifacts.works()
+    assert not works
+    assert why
+
+    folder.unlink()
+    (tmp_path / "away").rename(folder)
+
+    assert artifacts.works() == (True, "")
+    assert files_in(folder) == []
+    artifacts.put(TASK, 1, 0, picture())
