@@ -17,10 +17,13 @@ PAID = frozenset({"success", "cached"})
 class Gpu:
     """A simulator process. What one that was killed knew stays in `executions`."""
 
-    def __init__(self, name: str, folder: Path, capacity: int, seconds_per_image: float) -> None:
+    def __init__(
+        self, name: str, folder: Path, capacity: int, seconds_per_image: float, disk: Path | None = None
+    ) -> None:
         self.name = name
         self.capacity = capacity
         self._folder = folder
+        self._disk = disk or folder / f"{name}-disk"
         self._seconds_per_image = seconds_per_image
         self._before_kill: list[dict[str, Any]] = []
         self.port = free_port()
@@ -29,9 +32,8 @@ class Gpu:
 
     def start(self) -> None:
         """The same address and the same disk; nothing in memory."""
-        disk = self._folder / f"{self.name}-disk"
-        disk.mkdir(exist_ok=True)
-        command = ["services.simulator", "--port", str(self.port), "--directory", str(disk)]
+        self._disk.mkdir(exist_ok=True)
+        command = ["services.simulator", "--port", str(self.port), "--directory", str(self._disk)]
         command += ["--seconds-per-image", str(self._seconds_per_image)]
         self.process = Worker(self.name, command, self._folder, {})
 
@@ -77,7 +79,7 @@ class Gpu:
     @property
     def executions(self) -> list[dict[str, Any]]:
         """Every prompt it ever accepted, in that order."""
-        return self._before_kill + list(self.stats()["executions"])
+        return self._before_kill + (list(self.stats()["executions"]) if self.process.is_alive else [])
 
     def of(self, job_key: object) -> list[dict[str, Any]]:
         """The executions of one prompt id."""
@@ -91,4 +93,4 @@ class Gpu:
         for _, change in sorted(changes):  # at the same moment an end counts before a start
             present += change
             most = max(most, present)
-        return max(most, int(self.stats()["max_queue_remaining"]))
+        return max(most, int(self.stats()["max_queue_remaining"]) if self.process.is_alive else 0)

@@ -3,6 +3,7 @@
 import json
 import queue
 import threading
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -20,7 +21,10 @@ _AWAY = (pika.exceptions.AMQPError, OSError)
 
 
 class Mail:
-    """One virtual host, seen from outside. Every call has connections of its own."""
+    """One virtual host, seen from outside. Every call has connections of its own.
+
+    url -- of a broker, or of several nodes of one cluster with commas between them
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -38,13 +42,14 @@ class Mail:
                 channel.queue_declare(each.name, durable=True, arguments=dict(each.arguments))
                 if each.binding is not None:
                     channel.queue_bind(each.name, *each.binding)
-            channel.queue_declare(_SEEN, durable=True)
+            channel.queue_declare(_SEEN, durable=True, arguments={"x-queue-type": "quorum"})
             channel.queue_bind(_SEEN, "events", "#")
 
     @contextmanager
     def channel(self) -> Iterator[BlockingChannel]:
-        parameters = pika.URLParameters(self._url)
-        parameters.heartbeat = 0
+        parameters = [pika.URLParameters(url) for url in self._url.split(",")]
+        for each in parameters:
+            each.heartbeat = 0
         connection = pika.BlockingConnection(parameters)
         try:
             channel = connection.channel()
@@ -78,15 +83,17 @@ class Mail:
         if failures:
             raise failures[0]
 
-    def publish_through_outages(self, message: Message) -> None:
-        """Again and again until the broker has confirmed it: what every upstream system should do."""
-        while True:
+    def publish_through_outages(self, *messages: Message) -> None:
+        """Each again and again until the broker has confirmed it: what every upstream system should do."""
+        waiting = deque(messages)
+        while waiting:
             try:
-                self.publish([message])
+                with self.channel() as channel:
+                    while waiting:
+                        self._send(channel, waiting[0])
+                        waiting.popleft()
             except _AWAY:
                 continue
-            else:
-                return
 
     def place(self, orders: Sequence[Order], publishers: int = 1) -> None:
         self.publish([order_placed(order) for order in orders], publishers)
@@ -124,13 +131,17 @@ class Mail:
                 message = waiting.get_nowait()
             except queue.Empty:
                 return
-            properties = pika.BasicProperties(
-                delivery_mode=2,
-                type=message.type,
-                message_id=message.message_id,
-                correlation_id=message.correlation_id,
-                headers=dict(message.headers),
-            )
-            channel.basic_publish(
-                message.exchange, message.routing_key, message.body, properties, mandatory=message.mandatory
-            )
+            Mail._send(channel, message)
+
+    @staticmethod
+    def _send(channel: BlockingChannel, message: Message) -> None:
+        properties = pika.BasicProperties(
+            delivery_mode=2,
+            type=message.type,
+            message_id=message.message_id,
+            correlation_id=message.correlation_id,
+            headers=dict(message.headers),
+        )
+        channel.basic_publish(
+            message.exchange, message.routing_key, message.body, properties, mandatory=message.mandatory
+        )

@@ -2,7 +2,7 @@
 
 import shutil
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -42,6 +42,8 @@ class System:
 
     workflows -- templates of deploy/workflows to offer; one with a picture input needs a lease of 12 s
     settings  -- beside QUICK, without the prefix
+    reach     -- the URL under which the workers know a server
+    one_disk  -- all servers share one folder of outputs
     """
 
     def __init__(
@@ -55,10 +57,13 @@ class System:
         seconds_per_image: float = 0.02,
         workflows: Sequence[str] = ("solid-invert",),
         settings: Mapping[str, object] | None = None,
+        reach: Callable[[Gpu], str] = lambda gpu: gpu.url,
+        one_disk: bool = False,
     ) -> None:
         self.folder = folder
         self.mail = Mail(amqp_url)
-        self.gpus = [Gpu(f"gpu-{n + 1}", folder, capacity, seconds_per_image) for n in range(gpus)]
+        disk = folder / "shared-disk" if one_disk else None
+        self.gpus = [Gpu(f"gpu-{n + 1}", folder, capacity, seconds_per_image, disk) for n in range(gpus)]
         self.workers: list[Worker] = []
         self._commands: list[Worker] = []
         #: Messages of log lines that may carry a traceback, and prompt ids that may have run twice.
@@ -74,7 +79,7 @@ class System:
             shutil.copytree(ROOT / "deploy" / "workflows" / name, folder / "workflows" / name)
         (folder / "backends.toml").write_text(
             "".join(
-                f'[[backend]]\nname = "{gpu.name}"\nadapter = "comfyui"\nurl = "{gpu.url}"\ncapacity = {capacity}\n'
+                f'[[backend]]\nname = "{gpu.name}"\nadapter = "comfyui"\nurl = "{reach(gpu)}"\ncapacity = {capacity}\n'
                 for gpu in self.gpus
             )
         )
@@ -103,10 +108,18 @@ class System:
         self.wait_ready(workers)
         return workers
 
-    def add(self, service: str, *, via: str | None = None, wait: bool = True, **settings: object) -> Worker:
-        """One more healthy worker. via -- a module of tests/e2e that runs it"""
+    def add(
+        self,
+        service: str,
+        *,
+        via: str | None = None,
+        wait: bool = True,
+        environment: Mapping[str, str] | None = None,
+        **settings: object,
+    ) -> Worker:
+        """One more healthy worker. via -- a module of tests/e2e that runs it; environment -- no settings of ours"""
         command = [f"services.{service}"] if via is None else [via, service]
-        worker = self._launch(service, command, settings)
+        worker = self._launch(service, command, settings, environment)
         if wait:
             self.wait_ready([worker])
         return worker
@@ -143,10 +156,16 @@ class System:
         processes = [*self.workers, *(gpu.process for gpu in self.gpus)]
         return "\n".join(f"--- {process.name}\n{process.tail()}" for process in processes)
 
-    def _launch(self, service: str, command: Sequence[str], settings: Mapping[str, object]) -> Worker:
+    def _launch(
+        self,
+        service: str,
+        command: Sequence[str],
+        settings: Mapping[str, object],
+        environment: Mapping[str, str] | None = None,
+    ) -> Worker:
         name = f"{service}-{len(self.workers) + 1}"
         own = {f"DARKROOM_{key}": str(value) for key, value in settings.items()} | {"DARKROOM_INSTANCE": name}
-        worker = Worker(name, command, self.folder, self.settings | own)
+        worker = Worker(name, command, self.folder, self.settings | own | dict(environment or {}))
         self.workers.append(worker)
         return worker
 

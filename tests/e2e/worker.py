@@ -44,14 +44,27 @@ class Worker:
 
     def is_ready(self) -> bool:
         """Whether it says so itself."""
+        return bool(self._asked("/readyz").get("ok"))
+
+    def is_live(self) -> bool:
+        """Whether it says that its loops turn."""
+        return bool(self._asked("/livez").get("ok"))
+
+    def unready(self) -> dict[str, str]:
+        """The checks that keep it from being ready, and what each says; it must have begun to answer."""
+        checks = self._asked("/readyz")["checks"]
+        return {name: check["detail"] for name, check in checks.items() if not check["ok"]}
+
+    def _asked(self, path: str) -> dict[str, Any]:
+        """Nothing before it answers, and an AssertionError once it has ended."""
         if self.port is None:
             assert self.is_alive, f"{self.name} ended: {self.tail()}"
-            return False
+            return {}
         try:
-            return requests.get(f"http://127.0.0.1:{self.port}/readyz", timeout=5).status_code == 200
+            return dict(requests.get(f"http://127.0.0.1:{self.port}{path}", timeout=5).json())
         except requests.ConnectionError:
             assert self.is_alive, f"{self.name} ended: {self.tail()}"
-            return False
+            return {}
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """What it logged; a line that is no JSON object comes as {"raw": text}."""
