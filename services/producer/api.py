@@ -23,7 +23,8 @@ from shared.domain.task import Status
 from shared.observe.metrics import our_version
 
 _ABOUT: Final = """Orders in, finished pictures out, each one once. Every answer that is not a success is a problem
-(RFC 9457, `application/problem+json`) whose `code` is stable."""
+(RFC 9457, `application/problem+json`) whose `code` is stable. Where tokens are set, each request but this page's needs
+one: `Authorization: Bearer <token>`."""
 
 _BYTES: Final[dict[str, Any]] = {"type": "string", "format": "binary"}
 _PICTURE: Final[dict[str, Any]] = {"content": {"image/png": {"schema": _BYTES}, "image/jpeg": {"schema": _BYTES}}}
@@ -133,6 +134,7 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
         response_model=Accepted,
         operation_id="placeOrder",
         summary="Place an order",
+        response_description="The broker has the order, or it is known already",
         responses=documented(
             "malformed_json", "bad_request", "keys_differ", "key_reused", "too_large", "invalid_order", "broker_away"
         ),
@@ -144,6 +146,7 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
         response_model=OrderPage,
         operation_id="listOrders",
         summary="List orders, the newest first",
+        response_description="One page",
         responses=documented("invalid_request", "database_away"),
     )
     app.add_api_route(
@@ -152,6 +155,7 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
         response_model=OrderStatus,
         operation_id="readOrder",
         summary="What became of an order",
+        response_description="The order as it is",
         responses=documented("not_claimed_yet", "invalid_request", "database_away"),
     )
     cancellation = {"application/json": {"schema": Cancellation.model_json_schema()}}
@@ -162,6 +166,7 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
         response_model=OrderStatus,
         operation_id="cancelOrder",
         summary="Cancel an order",
+        response_description="The cancelled order",
         responses=documented(
             "malformed_json",
             "bad_request",
@@ -210,4 +215,10 @@ def _add_offer(app: FastAPI, offer: Offer) -> None:
         """Every pool, and every workflow with the inputs it takes. It changes with a deploy only."""
         return answer
 
-    app.add_api_route("/v1/workflows", workflows, operation_id="listWorkflows", summary="What can be ordered here")
+    app.add_api_route(
+        "/v1/workflows",
+        workflows,
+        operation_id="listWorkflows",
+        summary="What can be ordered here",
+        response_description="Pools and workflows",
+    )

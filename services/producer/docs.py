@@ -8,31 +8,41 @@ from typing import Any, Final
 HEADERS: Final = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"}
 
 _STYLE: Final = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h2 { border-top: 1px solid #ccc; padding-top: 1.5rem; margin-top: 2.5rem; }
-code, pre { font: 14px/1.4 ui-monospace, monospace; background: #f4f4f4; border-radius: 3px; }
-code { padding: 0.1rem 0.3rem; }
+:root { color-scheme: light dark; --line: #8885; --ground: #8882; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+h2 { border-top: 1px solid var(--line); padding-top: 1.5rem; margin-top: 2.5rem; }
+code, pre { font: 14px/1.4 ui-monospace, monospace; background: var(--ground); border-radius: 3px; }
+code { padding: 0.1rem 0.3rem; overflow-wrap: anywhere; }
 pre { padding: 0.8rem; overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; }
-td { border-top: 1px solid #ddd; padding: 0.3rem 0.8rem 0.3rem 0; vertical-align: top; }
+details { margin: 0.3rem 0; }
+table { border-collapse: collapse; width: 100%; margin-bottom: 0.8rem; }
+td { border-top: 1px solid var(--line); padding: 0.3rem 0.8rem 0.3rem 0; vertical-align: top; }
+td:first-child { width: 11rem; }
+@media (max-width: 40rem) { td:first-child { width: 9rem; } }
 """
 
 
 def docs_page(document: Mapping[str, Any]) -> str:
     """One section per operation: what it does, what it takes, every answer with an example. Pure."""
     models = document["components"]["schemas"]
-    sections = [
-        part
-        for path, operations in document["paths"].items()
-        for method, operation in operations.items()
-        for part in _operation(f"{method.upper()} {path}", operation, models)
+    operations = [
+        (f"{method.upper()} {path}", operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
     ]
+    contents = [
+        f'<li><a href="#{escape(operation["operationId"])}">{escape(operation["summary"])}</a>'
+        f" <code>{escape(place)}</code>"
+        for place, operation in operations
+    ]
+    sections = [part for place, operation in operations for part in _operation(place, operation, models)]
     about = document["info"]
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(about["title"])}</title>'
+        f'<!doctype html><html lang="en"><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><title>{escape(about["title"])}</title>'
         f"<style>{_STYLE}</style><h1>{escape(about['title'])} {escape(about['version'])}</h1>"
         f'{_text(about["description"])}<p>For programs: <a href="openapi.json">openapi.json</a></p>'
-        f"{''.join(sections)}</html>"
+        f"<ul>{''.join(contents)}</ul>{''.join(sections)}</html>"
     )
 
 
@@ -40,16 +50,29 @@ def _operation(place: str, operation: Mapping[str, Any], models: Mapping[str, An
     yield f'<h2 id="{escape(operation["operationId"])}">{escape(operation["summary"])}</h2>'
     yield f"<p><code>{escape(place)}</code></p>{_text(operation['description'])}"
     if parameters := operation.get("parameters"):
-        rows = [
-            (parameter["name"], f"{parameter['in']}. {parameter.get('description', '')}") for parameter in parameters
-        ]
-        yield _table(rows)
+        yield "<h3>Parameters</h3>"
+        yield _table(
+            [(parameter["name"], f"{parameter['description']} ({parameter['in']})") for parameter in parameters]
+        )
     if body := operation.get("requestBody"):
-        yield from _examples("Body", body.get("content", {}), models)
+        yield "<h3>Body</h3>"
+        yield _table(list(_fields(body["content"]["application/json"]["schema"], models)))
+        yield from _examples("Example", body["content"], models)
+    answers = sorted(operation["responses"].items())
     yield "<h3>Answers</h3>"
-    yield _table([(status, answer["description"]) for status, answer in operation["responses"].items()])
-    for status, answer in operation["responses"].items():
+    yield _table([(status, answer["description"]) for status, answer in answers])
+    for status, answer in answers:
         yield from _examples(status, answer.get("content", {}), models)
+
+
+def _fields(schema: Mapping[str, Any], models: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The fields of a body, each with what it is for and whether it must be there."""
+    schema = models.get(schema.get("$ref", "").rpartition("/")[2], schema)
+    for name, field in schema["properties"].items():
+        about = field.get("description", "")
+        if "default" in field and field["default"] is not None:
+            about += f" (`{json.dumps(field['default'])}` when left out)"
+        yield name, f"required; {about}" if name in schema.get("required", []) else about
 
 
 def _examples(what: str, content: Mapping[str, Any], models: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from services.producer.database_calls import DatabaseCalls
 from services.producer.problem import Refused
 from services.producer.ranges import NotSatisfiable, names, wanted_bytes
-from services.producer.reading import not_claimed_yet
+from services.producer.reading import TaskId, not_claimed_yet
 from shared.domain.messages import Artifact
 from shared.domain.task import Task
 
@@ -44,7 +44,7 @@ class Pictures:
         self._calls = calls
         self._store = store
 
-    async def head(self, task_id: uuid.UUID, index: Index, if_none_match: IfNoneMatch = None) -> Response:
+    async def head(self, task_id: TaskId, index: Index, if_none_match: IfNoneMatch = None) -> Response:
         """What GET would say of the picture, without the picture."""
         task, artifact = await self._find(task_id, index)
         headers = _headers(task, artifact)
@@ -55,7 +55,7 @@ class Pictures:
 
     async def get(
         self,
-        task_id: uuid.UUID,
+        task_id: TaskId,
         index: Index,
         if_none_match: IfNoneMatch = None,
         if_range: Annotated[str | None, Header(description="Range counts only if this is still the ETag")] = None,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Annotated, Final, Protocol
 
-from fastapi import Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from services.producer.answers import Cancellation, OrderPage, OrderStatus
@@ -19,6 +19,9 @@ from shared.domain.messages import Artifact, Key
 from shared.domain.task import Status, Task
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
+
+
+TaskId = Annotated[uuid.UUID, Path(description="the task of the order, as placing it answered")]
 
 
 class Tasks(Protocol):
@@ -60,7 +63,7 @@ class Reading:
         self._listing = listing
         self._calls = calls
 
-    async def status(self, task_id: uuid.UUID) -> Response:
+    async def status(self, task_id: TaskId) -> Response:
         """The row that answers for this id, with its pictures when it is completed."""
 
         def look() -> OrderStatus | None:
@@ -88,7 +91,7 @@ class Reading:
 
         return _answer(await self._calls.run(look))
 
-    async def cancel(self, task_id: uuid.UUID, request: Request) -> Response:
+    async def cancel(self, task_id: TaskId, request: Request) -> Response:
         """End an unfinished order. It is cancelled when this answers; its job at the provider is cancelled soon after.
 
         The body may be left out. Cancelling again changes nothing and answers alike; an order that has completed or

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from services.producer.answers import OrderStatus
 from services.producer.database_calls import DatabaseCalls
 from services.producer.problem import Refused
-from services.producer.reading import not_claimed_yet
+from services.producer.reading import TaskId, not_claimed_yet
 from shared.domain.errors import DatabaseAway
 from shared.domain.messages import Artifact
 from shared.domain.task import Status, Task
@@ -181,7 +181,7 @@ class Events:
 
     async def stream(
         self,
-        task_id: uuid.UUID,
+        task_id: TaskId,
         last_event_id: Annotated[
             int | None, Header(ge=0, description="the highest version had already; browsers send it by themselves")
         ] = None,

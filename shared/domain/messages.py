@@ -66,7 +66,9 @@ class Order(BaseModel):
     pool: Name = Field(description="which backends may serve it: comfyui, or the name of an API provider")
     workflow: Name | None = Field(None, description="name of a workflow template; ComfyUI needs one")
     inputs: dict[str, Any] = Field(default_factory=dict, description="values for the workflow's inputs")
-    priority: Priority = Priority.NORMAL
+    priority: Priority = Field(
+        Priority.NORMAL, description="high ones start first; every fifth start goes by age alone"
+    )
     # strict: "5" is not a number, here as in the published schema
     deadline_seconds: float | None = Field(
         None, gt=0, le=30 * 86400, strict=True, description="bounds the order; default 24 h"

@@ -146,3 +146,16 @@ def test_the_page_for_readers_has_every_operation_and_runs_no_script(api: Api) -
             assert operation["summary"] in answer.text
     for example in ("shop-4711-1", "key_reused", "event: processing", "refunded"):
         assert example in answer.text
+    for field in Order.model_fields:
+        assert f"<code>{field}</code>" in answer.text
+    assert "Successful Response" not in answer.text
+
+
+def test_everything_in_the_openapi_document_is_described(api: Api) -> None:
+    for operations in api.ask("GET", "/openapi.json").json()["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", []):
+                assert parameter["description"]
+            for body in operation.get("requestBody", {}).get("content", {}).values():
+                for name, field in body["schema"]["properties"].items():
+                    assert field.get("description"), name
