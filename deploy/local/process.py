@@ -10,8 +10,8 @@ from signal import SIGKILL, Signals
 
 _PROC = Path("/proc/self/stat").exists()
 
-#: Children of this very process. They must be polled once they end, or they stay behind as zombies.
-_children: dict[int, "subprocess.Popen[bytes]"] = {}
+#: Children of this very process. They must be waited for once they end, or they stay behind as zombies.
+_children: set[int] = set()
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,8 @@ def launch(
             group=user.gid if user else None,
             extra_groups=[] if user else None,
         )
-    _children[child.pid] = child
+    child.returncode = 0  # `_born` waits for it, if anybody does: it may outlive us, and Popen would complain of that
+    _children.add(child.pid)
     return Process(child.pid, _born(child.pid) or "gone at once")
 
 
@@ -114,10 +115,17 @@ def run(
 
 def _born(pid: int) -> str | None:
     """None: no such process, or only its zombie."""
-    if pid in _children and _children[pid].poll() is not None:
-        del _children[pid]
+    if pid in _children and _has_ended(pid):
+        _children.discard(pid)
         return None
     return _born_by_proc(pid) if _PROC else _born_by_ps(pid)
+
+
+def _has_ended(child: int) -> bool:
+    try:
+        return os.waitpid(child, os.WNOHANG) != (0, 0)
+    except ChildProcessError:  # another thread saw it end
+        return True
 
 
 def _born_by_proc(pid: int) -> str | None:

@@ -346,3 +346,24 @@ def test_a_free_port_can_be_listened_on() -> None:
     with socket.create_server(("127.0.0.1", port)):
         assert not ports.is_free(port)
     assert ports.is_free(port)
+
+
+def test_a_process_may_outlive_the_one_that_launched_it_without_a_word(tmp_path: Path) -> None:
+    program = (
+        "import os, pathlib; from deploy.local.process import launch;"
+        f"where = pathlib.Path({str(tmp_path)!r});"
+        "print(launch(['sleep', '60'], environment=os.environ, folder=where, output=where / 'log').pid)"
+    )
+    launcher = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+
+    left = Process.of(int(launcher.stdout))
+    assert left is not None
+    left.stop()
+    assert launcher.stderr == ""
