@@ -29,6 +29,8 @@ Observe = Callable[[str, str, float], None]
 #: Largest JSON answer read. A queue of 2 000 graphs is 5 MB.
 _MAX_JSON_BYTES: Final = 64 * 2**20
 _KEPT_CONNECTIONS: Final = 32
+#: What a proxy's error page is, and no picture: the one that was asked for may be there, so it is asked for again.
+_NO_FILE: Final = ("text/", "application/json")
 _HEADERS: Final = {"User-Agent": "darkroom", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
 #: Nothing is repeated, nothing is followed, the body is read piece by piece.
 _AS_IT_IS: Final[Mapping[str, Any]] = {"retries": False, "redirect": False, "preload_content": False}
@@ -161,6 +163,9 @@ class Server:
                 return None
             if response.status != 200:
                 raise BadAnswer(f"GET /view: HTTP {response.status}")
+            kind = response.headers.get("Content-Type", "")
+            if kind.startswith(_NO_FILE):
+                raise BadAnswer(f"GET /view: {kind[:100]}, not a file of ComfyUI")
             size = 0
             for chunk in pieces(response, time.monotonic() + self._timings.view_limit):
                 size += len(chunk)

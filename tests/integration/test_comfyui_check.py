@@ -264,12 +264,13 @@ def test_a_picture_that_is_gone_is_a_missing_file(lab: Lab) -> None:
         list(lab.adapter.fetch(job, state.outputs))
 
 
-def test_half_a_picture_is_never_handed_over(lab: Lab) -> None:
+@pytest.mark.parametrize("kind", ["cut_body", "html"])
+def test_half_a_picture_or_a_page_in_its_place_is_never_handed_over(lab: Lab, kind: str) -> None:
     job = a_job()
     submitted(lab, job)
     state = lab.ended(job)[job.job_key]
     assert isinstance(state, Succeeded)
-    lab.faults(garbage={"paths": ["/view"], "kind": "cut_body", "times": 1})
+    lab.faults(garbage={"paths": ["/view"], "kind": kind, "times": 1})
     with pytest.raises(ProviderAway):
         list(lab.adapter.fetch(job, state.outputs))
     for file in lab.adapter.fetch(job, state.outputs):
