@@ -163,7 +163,7 @@ class _Link:
         self._loses_next = False
 
     def reset(self) -> None:
-        self._close_with_reset()
+        self._end_with_reset()
         self.task.cancel()
 
     def forsake(self) -> None:
@@ -172,26 +172,28 @@ class _Link:
         with contextlib.suppress(OSError):  # it was still being opened
             self._server.shutdown(socket.SHUT_RDWR)
 
-    def _close_with_reset(self) -> None:
+    def _end_with_reset(self) -> None:
+        """When they are closed: not while the loop watches them, or it would take the next sockets for them."""
         for end in (self._client, self._server):
             if end.fileno() >= 0:
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-                end.close()
 
     async def run(self, target_port: int) -> None:
         loop = asyncio.get_running_loop()
         try:
             if self._proxy._refuses:
-                self._close_with_reset()
+                self._end_with_reset()
                 return
             self._server.setblocking(False)
             await self._proxy._flows.wait()
             await loop.sock_connect(self._server, (_HOST, target_port))
             for end in (self._client, self._server):
                 end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await asyncio.gather(self._requests(loop), self._answers(loop))
-        except OSError:  # one end has gone, so does the other
-            self._close_with_reset()
+            async with asyncio.TaskGroup() as pumps:
+                pumps.create_task(self._requests(loop))
+                pumps.create_task(self._answers(loop))
+        except* OSError:  # one end has gone, so does the other
+            self._end_with_reset()
         finally:
             self._client.close()
             self._server.close()

@@ -61,7 +61,8 @@ def _servers(system: System) -> list[str]:
         paid.update(task_of.get(run["prompt_id"]) for run in runs if run["outcome"] in PAID)
         if gpu.most_at_once() > gpu.capacity:
             broken.append(f"{gpu.name} had {gpu.most_at_once()} at once and takes {gpu.capacity}")
-        times = collections.Counter(run["prompt_id"] for run in runs)
+        # A job that its server forgot in a restart is none any more: its attempt's may be made.
+        times = collections.Counter(run["prompt_id"] for run in runs if run["outcome"] != "lost")
         broken += [f"{gpu.name} accepted {key} {n} times" for key, n in times.items() if n > 1]
         broken += [
             f"{gpu.name} has prompt {key} of {backend_of.get(key)}" for key in times if backend_of.get(key) != gpu.name

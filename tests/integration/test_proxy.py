@@ -105,8 +105,8 @@ def test_a_reset_ends_both_sides_and_new_connections_pass(proxy: FaultProxy, ech
 
 def test_a_refusing_proxy_lets_nobody_in_before_it_is_healed(proxy: FaultProxy, echo: Echo) -> None:
     proxy.refuse()
-    with pytest.raises(ConnectionError):  # sometimes while it connects
-        says(connected(proxy), b"one")
+    with pytest.raises(ConnectionError), connected(proxy) as client:  # sometimes while it connects
+        says(client, b"one")
     assert echo.heard == []
     proxy.heal()
     with connected(proxy) as client:

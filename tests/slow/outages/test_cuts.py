@@ -112,7 +112,7 @@ def test_a_broker_that_cannot_be_reached_makes_every_service_unready_until_it_ca
     with nobody_dies(system):
         getattr(hops.broker, fault)()
         assert post(system, refused) == 503
-        await_unready(system.workers, "broker", within=NOTICED_SECONDS)
+        await_unready(system.living(""), "broker", within=NOTICED_SECONDS)
         assert post(system, refused) == 503
         assert system.statuses(orders).get("completed", 0) < len(orders)
         hops.broker.heal()
