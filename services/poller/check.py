@@ -28,7 +28,7 @@ from shared.domain.messages import (
     event,
 )
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Outcome
-from shared.domain.retry import Bug, RetryPolicy, tried
+from shared.domain.retry import Bug, RetryPolicy, killer, tried
 from shared.domain.task import Reason, Stage, Status, Task
 from shared.gathered import Gathered
 from shared.observe.logs import ContextPool, bound
@@ -98,17 +98,26 @@ class Check:
             return _unknown(str(error))
         found = _Found()
         if message.tasks:
-            self._look_at(message, found)
-        elif message.backend is not None:
+            self._look_at(message, found, one_by_one=delivery.redelivered)
+        elif message.backend is not None and not delivery.redelivered:  # else somebody may have died of what it found
             self._listen(message.pool, message.backend, found)
         if found.moved_on:
             self._walk_again(dict(found.moved_on), message.via, found)
         return Done(then=found.then, follow_up_of=found.paid)
 
-    def _look_at(self, message: CheckTasks, found: "_Found") -> None:
+    def _look_at(self, message: CheckTasks, found: "_Found", *, one_by_one: bool) -> None:
+        """one_by_one -- somebody who had the message in hand may have died of one of its rows"""
         attempts = {ref.task_id: ref.attempt for ref in message.tasks}
         rows = [row for row in self._tasks.get(attempts).values() if row.attempt == attempts[row.id]]
-        self._walk(rows, message.via, found)
+        if not one_by_one:
+            self._walk(rows, message.via, found)
+            return
+        for row in rows:
+            if not row.status.is_final and (bug := killer(self._tasks.begin_alone(row))):
+                self._bury(row, bug, found)
+            else:
+                self._walk([row], message.via, found)
+            self._tasks.survived(row)
 
     def _walk(self, rows: Sequence[Task], via: Literal["poll", "push"], found: _Found) -> None:
         running: dict[str, list[Task]] = {}

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from threading import Event
+from threading import Event, Lock
 from typing import Final, TypeVar
 
 from shared.database.moves import Change
@@ -25,7 +25,7 @@ from shared.domain.errors import (
 )
 from shared.domain.messages import TASK_SUBMIT, Delivery, Message, dead_letter, event
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Hold, Outcome, Verdict
-from shared.domain.retry import Bug, RetryPolicy, tried
+from shared.domain.retry import Bug, RetryPolicy, killer, tried
 from shared.domain.task import Reason, Stage, Status, Task
 from shared.gathered import Gathered
 from shared.observe.logs import ContextPool, bound
@@ -76,6 +76,7 @@ class Submit:
         self._retry = retry
         self._metrics = metrics
         self._stopping = stopping
+        self._alone = Lock()
 
     def handle(self, permits: Sequence[Delivery]) -> Sequence[Outcome | Future[Verdict]]:
         """Start as many rows as there are permits and free slots. A redelivered permit walks the same path."""
@@ -89,12 +90,24 @@ class Submit:
     def _start(self, task: Task) -> Verdict:
         with bound(trace_id=task.trace_id, task_id=task.id):
             try:
-                found = tried(lambda before: self._try(task, ask_first=before > 0), self._stopping.wait)
-                return self._bug(task, found) if isinstance(found, Bug) else found
+                return self._start_alone(task) if task.taken_over else self._start_once(task)
             except Outage as error:
                 # Nothing is owed to this permit: the row comes back when its lease is over.
                 log.warning("outage while starting a task", extra={"why": str(error)})
                 return Done()
+
+    def _start_alone(self, task: Task) -> Verdict:
+        """Its last owner may have died of it, so no other such row is begun meanwhile."""
+        with self._alone:
+            if bug := killer(self._insist(lambda: self._tasks.begin_alone(task))):
+                return self._bug(task, bug)
+            verdict = self._start_once(task)
+            self._insist(lambda: self._tasks.survived(task))
+            return verdict
+
+    def _start_once(self, task: Task) -> Verdict:
+        found = tried(lambda before: self._try(task, ask_first=before > 0), self._stopping.wait)
+        return self._bug(task, found) if isinstance(found, Bug) else found
 
     def _try(self, task: Task, *, ask_first: bool) -> Verdict:
         provider = self._providers[task.backend or ""]

@@ -25,7 +25,10 @@ log = logging.getLogger(__name__)
 
 
 class Consumer:
-    """clear       -- notes that the follow-ups of final rows are confirmed (Tasks.clear_due); may raise Outage
+    """What died with a process comes to the next one first, and one at a time: a message that kills whoever handles it
+    takes no neighbour along into the delivery limit, see docs/decisions/0011-one-by-one-after-a-death.md.
+
+    clear       -- notes that the follow-ups of final rows are confirmed (Tasks.clear_due); may raise Outage
     brake_after -- deliveries of one queue buried for a bug in a row after which that queue is left alone
     """
 
@@ -157,7 +160,7 @@ class Consumer:
             active.channel = channel
             channel.add_on_close_callback(lambda _, why: self._channel_closed(active, channel, why))
             channel.add_on_cancel_callback(lambda _: self._link.fail(f"{active.subscription.queue} was deleted"))
-            channel.basic_qos(prefetch_count=active.subscription.prefetch, callback=lambda _: self._consume(active))
+            self._consume(active)
 
         self._connection.channel(on_open_callback=opened)
 
@@ -168,6 +171,8 @@ class Consumer:
         if active.channel is None or not active.channel.is_open or active.consumer_tag is not None:
             return
         if self._is_wanted(active):
+            # The broker reads both in this order; a prefetch is that of the consumers that begin after it.
+            active.channel.basic_qos(prefetch_count=active.prefetch)
             active.consumer_tag = active.channel.basic_consume(
                 active.subscription.queue,
                 lambda channel, method, properties, body: self._arrived(active, channel, method, properties, body),
@@ -228,6 +233,9 @@ class Consumer:
         )
         if method.redelivered:
             self._metrics.count("message_redeliveries_total", queue=delivery.queue)
+        elif active.one_by_one:
+            active.one_by_one = False
+            self._cancel(active)  # and consume again, with the whole prefetch
         active.inbox.put(InHand(delivery, method.delivery_tag, channel, time.monotonic(), active))
 
 

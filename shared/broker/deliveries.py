@@ -53,6 +53,8 @@ class Active:
     channel, consumer_tag, cancelling, returning -- of the I/O thread; a consumer that is being cancelled keeps its tag
     returning                                    -- deliveries that go back once the broker sends no more
     braked                                       -- why nothing more is taken until the next start; None while it is
+    one_by_one                                   -- prefetch is 1, as it is from the start of the process until a
+                                                    delivery comes that nobody had in hand before
     """
 
     def __init__(self, subscription: Subscription) -> None:
@@ -63,8 +65,13 @@ class Active:
         self.cancelling = False
         self.returning: list[InHand] = []
         self.paused = False
+        self.one_by_one = True
         self.bugs_in_a_row = 0
         self.braked: str | None = None
+
+    @property
+    def prefetch(self) -> int:
+        return 1 if self.one_by_one else self.subscription.prefetch
 
     def forget_channel(self) -> None:
         self.channel = None

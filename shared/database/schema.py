@@ -148,6 +148,7 @@ attempts: Final = sa.Table(
     _maybe("ended_at", _MOMENT),
     _maybe("outcome", sa.Text),
     _maybe("detail", sa.Text),
+    _column("deaths", sa.SmallInteger),
 )
 sa.Index("attempts_started", attempts.c.backend, attempts.c.started_at)
 

@@ -89,6 +89,15 @@ where a.task_id = any(cast(:ids as uuid[])) and t.status = 'completed' order by 
 """)
 
 
+#: The version is that of a row nobody has moved since; of one that moved on nothing is noted.
+_BEGIN_ALONE: Final = sa.text("""
+update attempts a set deaths = a.deaths + 1 from tasks t
+where t.id = :id and t.version = :version and a.task_id = t.id and a.attempt = t.attempt
+returning a.deaths - 1 as before
+""")
+
+_SURVIVED: Final = sa.text("update attempts set deaths = 0 where task_id = :id and attempt = :attempt and deaths > 0")
+
 _ENDED_WITH: Final = sa.text("""
 select count(*) from attempts a where a.task_id = :id and a.outcome = :outcome and a.attempt > coalesce(
     (select max(m.attempt) from task_moves m where m.task_id = :id and m.from_status = 'failed'), 0)
@@ -295,6 +304,20 @@ class Tasks:
             )
             if moved := self._move([change], note):
                 return moved[task.id]
+
+    def begin_alone(self, task: Task) -> int:
+        """How many workers died in a row over this attempt; until `survived`, the caller counts as one more of them.
+
+        For a row some worker may have died of, and with no other such row in hand: whose fault a death is must be
+        plain. 0 for a row that has moved on.
+        """
+        values = {"id": task.id, "version": task.version}
+        return in_transaction(self._engine, lambda c: c.execute(_BEGIN_ALONE, values).scalar_one_or_none() or 0)
+
+    def survived(self, task: Task) -> None:
+        """Nobody dies of this attempt."""
+        values = {"id": task.id, "attempt": task.attempt}
+        in_transaction(self._engine, lambda c: c.execute(_SURVIVED, values))
 
     def attempts_ended(self, task: Task, outcome: Reason) -> int:
         """Attempts since the last replay that ended this way."""

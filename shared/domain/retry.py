@@ -16,6 +16,8 @@ T = TypeVar("T")
 #: A bug may be a fluke (a race, a full disk); three tries in process, then whoever met it is buried.
 TRIES: Final = 3
 _PAUSE_SECONDS: Final = 0.2
+#: Workers that may die in a row while a row is all they look at; then the row counts as what kills them.
+DEATHS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,11 @@ class Bug:
     """A call raised what nobody had planned for, TRIES times. `trace` is the last traceback, its end if it is long."""
 
     trace: str
+
+
+def killer(deaths: int) -> Bug | None:
+    """The bug of a row of which so many workers died in a row; None while that may be chance."""
+    return Bug(f"{deaths} workers died in a row while they looked at nothing else") if deaths >= DEATHS else None
 
 
 def tried(work: Callable[[int], T], pause: Callable[[float], object]) -> T | Bug:

@@ -31,11 +31,11 @@ class FaultyStore(Artifacts):
 
 
 class Lab(Rows):
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, provider: FakeProvider | None = None) -> None:
         super().__init__(url, threads=10)
         self.backends(gpu_1=20, gpu_2=20)
         self.slots.set_health("gpu-2", "down")
-        self.provider = FakeProvider(seconds=0.005)
+        self.provider = provider or FakeProvider(seconds=0.005)
         self.store = FaultyStore()
         self.clock = 0.0
         self.check = Check(

@@ -14,10 +14,10 @@ from tests.factories import MEASURED, POOL, FakeProvider, Rows, permits
 class Lab(Rows):
     """A submitter with one fake backend of capacity 5 and a real database."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, provider: FakeProvider | None = None) -> None:
         super().__init__(url, threads=20)
         self.backends(gpu_1=5)
-        self.provider = FakeProvider()
+        self.provider = provider or FakeProvider()
         self.stopping = threading.Event()
         self.calls = ContextPool(10)
         self.submit = Submit(

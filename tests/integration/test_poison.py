@@ -69,6 +69,41 @@ class Unreadable(pika.BasicProperties):
         ]
 
 
+def leave_behind(lab: BrokerLab, *bodies: Any) -> None:
+    """Messages that somebody had in hand and never acked."""
+    with lab.channel() as channel:
+        channel.basic_qos(prefetch_count=len(bodies))
+        lab.put(*bodies)
+        taken = channel.consume("orders", inactivity_timeout=10)
+        for _ in bodies:
+            next(taken)
+    eventually(lambda: lab.depth() == len(bodies), within=10)
+
+
+def test_what_another_process_left_behind_is_taken_one_by_one_and_then_all_there_is(lab: BrokerLab) -> None:
+    lab.broker()  # declares the queues
+    leave_behind(lab, 1, 2, 3)
+    lab.put(4, 5, 6)
+    in_hand: list[int] = []
+    seen: list[Any] = []
+
+    def handler(deliveries: Sequence[Delivery]) -> list[Outcome]:
+        seen.extend(body_of(delivery) for delivery in deliveries)
+        if len(seen) <= 3:
+            in_hand.append(6 - (len(seen) - 1) - lab.depth())
+        elif len(seen) < 6:
+            in_hand.append(eventually(lambda: 3 if lab.depth() == 0 else 0, within=10))
+        return [Done() for _ in deliveries]
+
+    broker = lab.broker(handler, batch=1, ready=False)
+
+    eventually(lambda: len(seen) == 6 and idle(broker), within=20)
+    assert seen == [1, 2, 3, 4, 5, 6]
+    assert in_hand[:3] == [1, 1, 1]
+    assert lab.depth() == 0
+    assert broker.problems == []
+
+
 class Keeper:
     """Done with everything, and remembers it."""
 

@@ -133,6 +133,9 @@ def test_deliveries_on_their_way_when_their_queue_is_paused_are_handled_and_not_
     broker = lab.broker(handler, prefetch=100)
     assert broker.consumer is not None
     consumer, on_the_wire = broker.consumer, threading.Event()
+    lab.put(-1)  # from here on the whole prefetch is used
+    active = consumer._active["orders"]
+    eventually(lambda: not (active.one_by_one or active.cancelling) and idle(broker), within=10, what="consumed anew")
 
     def pause_before_anything_is_read() -> None:
         on_the_wire.wait(20)
@@ -143,11 +146,11 @@ def test_deliveries_on_their_way_when_their_queue_is_paused_are_handled_and_not_
     eventually(lambda: lab.depth() == 0, within=10, what="all of them sent to the consumer")
     on_the_wire.set()
 
-    eventually(lambda: len(handler.seen) == 50 and idle(broker), within=10)
+    eventually(lambda: len(handler.seen) == 51 and idle(broker), within=10)
     eventually(lambda: consumer._active["orders"].consumer_tag is None, within=10, what="cancelled")
     lab.put(50)
     consumer.resume("orders")
-    eventually(lambda: handler.seen == list(range(51)) and idle(broker), within=10)
+    eventually(lambda: handler.seen == list(range(-1, 51)) and idle(broker), within=10)
     assert handler.redelivered == []
     assert reconnects(broker) == (0, 0)
 
