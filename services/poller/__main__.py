@@ -60,10 +60,12 @@ def main() -> None:
             Subscription(
                 queue=check_queue(pool),
                 handler=check.handle,
-                prefetch=2 * _CHECK_THREADS,
-                threads=_CHECK_THREADS,
+                prefetch=2 * threads,
+                threads=threads,
             )
             for pool in service.pools
+            # One more for each server, which may keep one waiting.
+            for threads in [_CHECK_THREADS + sum(row.pool == pool for row in rows)]
         ],
         clear=service.tasks.clear_due,
         brake_after=settings.brake_after,

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from services.poller.cancels import Cancels
 from services.poller.looking import Looking
+from services.poller.questions import Questions
 from services.poller.runs import Runs
 from shared.database.failures import after_failure
 from shared.database.moves import Change
@@ -84,6 +85,7 @@ class Check:
         self._metrics = metrics
         self._cancels = Cancels(tasks, slots, providers, frozen_after_seconds=frozen_after_seconds)
         self._runs = Runs(clock)
+        self._questions = Questions(clock)
 
     def handle(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
         """One outcome per message. Repeating one is safe: each row is decided by its status."""
@@ -225,13 +227,19 @@ class Check:
 
     def _states(self, provider: Provider | None, rows: Sequence[Task]) -> Mapping[uuid.UUID, JobState]:
         """What is known of each job now; nothing when the provider does not answer."""
-        if provider is None:
+        backend = rows[0].backend or ""
+        began = None if provider is None else self._questions.begin(backend)
+        if provider is None or began is None:
             return {}
+        is_silent = False
         try:
             return provider.check([Job.of(row) for row in rows])
         except ProviderAway as error:
-            log.warning("backend did not answer", extra={"backend": rows[0].backend, "why": str(error)})
+            is_silent = True
+            log.warning("backend did not answer", extra={"backend": backend, "why": str(error)})
             return {}
+        finally:
+            self._questions.end(backend, began, is_silent=is_silent)
 
     def _decide(
         self,

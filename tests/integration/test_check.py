@@ -1,6 +1,7 @@
 """Looks at rows: what is running stays untouched, what has ended is moved once, and what is owed is paid."""
 
 import itertools
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -279,3 +280,35 @@ def test_a_row_that_two_messages_name_at_once_is_completed_once(lab: Lab) -> Non
 
     paid = [follow_up.task_id for outcome in outcomes for follow_up in outcome.follow_up_of]
     assert sorted(paid) == sorted(task.id for task in tasks)
+
+
+def test_a_server_that_keeps_one_look_waiting_is_left_alone_by_the_others(lab: Lab) -> None:
+    slow, other = lab.running(), lab.running(Succeeded(outputs=[{}]))
+    asked, let_go = threading.Event(), threading.Event()
+    lab.provider.meanwhile["check"] = lambda: (asked.set(), let_go.wait(30))
+    waiting = threading.Thread(target=lab.look, args=(slow,))
+    waiting.start()
+    assert asked.wait(10)
+
+    lab.clock += 5.1
+    left_alone = lab.look(other)
+    asked_for = lab.provider.count("check")
+    let_go.set()
+    waiting.join(10)
+
+    assert left_alone == Done(then=[], follow_up_of=[])
+    assert asked_for == 1
+    assert names(lab.look(other)) == ["order.completed"]
+
+
+def test_a_server_that_did_not_answer_is_asked_by_one_at_a_time_until_it_does(lab: Lab) -> None:
+    task = lab.running(Succeeded(outputs=[{}]))
+    lab.provider.plan("check", ProviderAway("no answer"))
+    lab.look(task)
+    others: list[Done] = []
+    lab.provider.meanwhile["check"] = lambda: others.append(lab.look(task))
+
+    assert names(lab.look(task)) == ["order.completed"]
+
+    assert others == [Done(then=[], follow_up_of=[])]
+    assert lab.provider.count("check") == 2
