@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 #: Unconfirmed messages on the wire at once; 200 already gives nearly all of the throughput.
 _WINDOW: Final = 2000
 _RETRY_SECONDS: Final = 1.0
+#: Messages that wait, at which those that nobody waits for any more are looked for among them.
+_MANY_WAITING: Final = 1000
 #: Connections in a row that may be lost while a message is on the wire, before it travels alone, and before it is given
 #: up. The broker ends the connection for a header beyond the frame size and the channel for a body beyond its limit;
 #: travelling alone shows which of them it was, so an outage blames only what it hit five times.
@@ -85,6 +87,7 @@ class Publisher:
         self._asking: Channel | None = None
         self._questions: list[tuple[str, Future[int]]] = []
         self._waiting: deque[_Entry] = deque()
+        self._swept_at = _MANY_WAITING
         self._unconfirmed: OrderedDict[int, _Entry] = OrderedDict()
         self._returned: Multiset[str] = Multiset()
         self._sent = 0
@@ -149,6 +152,13 @@ class Publisher:
         batch = _Batch(len(messages), future, done)
         self._waiting.extend(_Entry(message, batch) for message in messages)
         self._flush()
+        if len(self._waiting) > self._swept_at:
+            self._forget_cancelled()
+
+    def _forget_cancelled(self) -> None:
+        """In an outage that lasts, callers give up and come again: what they gave up must not pile up here."""
+        self._waiting = deque(entry for entry in self._waiting if not entry.batch.future.done())
+        self._swept_at = max(_MANY_WAITING, 2 * len(self._waiting))
 
     def _flush(self) -> None:
         while self._waiting and self.is_ready and self._has_room_for(self._waiting[0]):

@@ -72,6 +72,21 @@ def test_a_message_that_cannot_be_sent_fails_alone_and_shifts_no_confirm(lab: Br
     assert [body for _, body in lab.taken("submit.comfyui")] == ["lost"]
 
 
+def test_what_callers_gave_up_in_an_outage_is_not_kept_until_its_end() -> None:
+    lab = BrokerLab(f"amqp://127.0.0.1:{free_port()}/")
+    broker = lab.broker(ready=False)
+    wanted = broker.publish([a_message("wanted")])
+    for _ in range(50):
+        for given_up in [broker.publish([a_message(number) for number in range(100)]) for _ in range(2)]:
+            given_up.cancel()
+
+    eventually(lambda: len(broker.publisher._waiting) < 2500, within=10, what="given up and forgotten")
+
+    assert not wanted.done()
+    assert any(entry.batch.future is wanted for entry in broker.publisher._waiting)
+    lab.close()
+
+
 @pytest.mark.parametrize(
     "deadly",
     [a_message(headers={"x": "y" * 200_000}), a_message(exchange="nobody.declared.it")],
