@@ -25,7 +25,7 @@ _BATCH: Final = 1000
 _PER_MESSAGE: Final = 100
 #: A check queue with more messages than this is not draining and gets no further ones.
 _DRAINING_BELOW: Final = 50
-#: Permits made in one turn and pool.
+#: Permits made in one turn and pool, and so many that are ready are enough.
 _PERMITS: Final = 500
 _CONFIRM_SECONDS: Final = 15.0
 
@@ -93,14 +93,15 @@ class Schedule:
             self._publish([check(pool, CheckTasks(pool=pool, backend=backend, via="push"))])
 
     def make_permits(self) -> None:
-        """Per pool that runs, as many permits as rows are free to take beyond the messages ready in its queue."""
+        """Per pool that runs, as many permits as rows are free to take beyond the messages ready in its queue.
+
+        A queue that holds enough of them is left alone: counting all that wait, of a million, would take a second.
+        """
         running = {b.pool for b in self._slots.backends() if b.wants_permits} & set(self._pools)
-        missing: list[Message] = []
-        for pool, rows in self._tasks.free_rows(sorted(running)).items():
-            if rows:
-                count = min(_PERMITS, rows - self._depth(submit_queue(pool)))
-                missing += [permit(pool) for _ in range(count)]
-        self._publish(missing)
+        ready = {pool: self._depth(submit_queue(pool)) for pool in sorted(running)}
+        short = {pool: depth for pool, depth in ready.items() if depth < _PERMITS}
+        rows = self._tasks.free_rows({pool: depth + _PERMITS for pool, depth in short.items()})
+        self._publish([permit(pool) for pool, depth in short.items() for _ in range(rows[pool] - depth)])
 
     def _end_overdue(self, rows: Sequence[Task]) -> None:
         """pending -> failed here and not in a handler: a paused pool has no consumer."""

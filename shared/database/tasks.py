@@ -77,9 +77,14 @@ where t.id = v.id and t.version = v.version and t.due_at is not null
     and t.status in ('completed', 'failed', 'cancelled')
 """)
 
+#: In each pool no further than anybody wants to know; the order is there to have it read along tasks_free.
 _FREE: Final = sa.text("""
-select t.pool, count(*) as rows from tasks t
-where t.status in ('pending', 'submitting') and t.free_at <= now() and t.pool = any(:pools) group by t.pool
+select p.pool, (
+    select count(*) from (
+        select 1 from tasks t where t.pool = p.pool and t.status in ('pending', 'submitting') and t.free_at <= now()
+        order by t.priority desc, t.created_at limit p.most
+    ) counted) as rows
+from unnest(cast(:pools as text[]), cast(:most as int[])) as p(pool, most)
 """)
 
 _ARTIFACTS: Final = sa.text("""
@@ -346,13 +351,10 @@ class Tasks:
         in_transaction(self._engine, work)
         crash_point(CrashPoint.FOLLOW_UP_CLEARED)
 
-    def free_rows(self, pools: Sequence[str]) -> Mapping[str, int]:
-        """Rows free to take now, by pool."""
-        values = {"pools": list(pools)}
-        found: Mapping[str, int] = in_transaction(
-            self._engine, lambda c: {row.pool: row.rows for row in c.execute(_FREE, values)}
-        )
-        return {pool: found.get(pool, 0) for pool in pools}
+    def free_rows(self, most: Mapping[str, int]) -> Mapping[str, int]:
+        """Rows free to take now, by pool, counted up to the number that is given for it."""
+        values = {"pools": list(most), "most": list(most.values())}
+        return in_transaction(self._engine, lambda c: {row.pool: row.rows for row in c.execute(_FREE, values)})
 
     def artifacts(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, list[Artifact]]:
         """The pictures of completed tasks, by task, in order."""

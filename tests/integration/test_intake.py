@@ -284,7 +284,7 @@ def test_an_order_for_a_pool_that_only_a_newer_process_knows_waits_for_it(intake
 
     assert (permits(first), permits(again)) == ([], []), "whoever serves the pool makes its permits"
     assert row_of(rows, order.idempotency_key).status is Status.PENDING
-    assert rows.tasks.free_rows(["fal"]) == {"fal": 1}
+    assert rows.tasks.free_rows({"fal": 10}) == {"fal": 1}
 
 
 def test_an_order_for_a_pool_that_is_gone_from_the_backends_file_fails_at_once(intake: Intake, rows: Rows) -> None:

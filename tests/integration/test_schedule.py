@@ -196,6 +196,23 @@ def test_permits_are_made_for_free_rows_beyond_those_ready(lab: Lab, ready: int,
     assert lab.queues["submit.comfyui"] == made
 
 
+def test_a_queue_with_permits_enough_gets_no_more_and_nobody_counts_what_waits(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.pending()
+    counted: list[dict[str, int]] = []
+    count = lab.tasks.free_rows
+    monkeypatch.setattr(lab.schedule._tasks, "free_rows", lambda most: counted.append(most) or count(most))
+
+    lab.publisher.depths["submit.comfyui"] = 500
+    lab.schedule.make_permits()
+    lab.publisher.depths["submit.comfyui"] = 499
+    lab.schedule.make_permits()
+
+    assert counted == [{}, {POOL: 999}]
+    assert lab.publisher.sent == []
+
+
 def test_rows_that_are_not_free_yet_get_no_permit(lab: Lab) -> None:
     lab.moved(lab.processing(), Status.PENDING, free_in=60.0)
     lab.age(lab.pending(), free_at=-60)

@@ -275,7 +275,9 @@ def test_free_rows_are_those_a_permit_could_start_now(rows: Rows) -> None:
     rows.pending()
     rows.pending(pool="other-pool")
 
-    assert rows.tasks.free_rows(["comfyui", "other-pool", "nobody"]) == {"comfyui": 2, "other-pool": 1, "nobody": 0}
+    most = {"comfyui": 10, "other-pool": 10, "nobody": 10}
+    assert rows.tasks.free_rows(most) == {"comfyui": 2, "other-pool": 1, "nobody": 0}
+    assert rows.tasks.free_rows({"comfyui": 1}) == {"comfyui": 1}
 
 
 def test_rows_that_wait_for_a_job_are_found_by_its_id_while_they_wait(rows: Rows) -> None:
