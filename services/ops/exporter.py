@@ -25,6 +25,9 @@ from shared.observe.metrics import Metrics
 log = logging.getLogger(__name__)
 
 INTERVAL_SECONDS: Final = 10.0
+#: The invariants are asked for less often the longer they take, so they cost at most a tenth of the database's time.
+#: With 1.3 million tasks, 300 000 of them waiting, and 230 000 moves in the window they took 16 s on a busy machine.
+_PAUSES_PER_ANSWER: Final = 9.0
 #: Questions that would read the whole table are about tasks that moved in this time; `darkroom audit` asks about all.
 #: Long enough that a violation is seen by many scrapes before it leaves the window.
 WINDOW_SECONDS: Final = 1800.0
@@ -46,11 +49,21 @@ class Exporter:
     pools, backends -- of the configuration; rows of any other are shown as "other"
     """
 
-    def __init__(self, engine: sa.Engine, metrics: Metrics, *, pools: Sequence[str], backends: Sequence[str]) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        metrics: Metrics,
+        *,
+        pools: Sequence[str],
+        backends: Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._metrics = metrics
         self._pools = pools
         self._backends = backends
+        self._clock = clock
+        self._invariants_at = 0.0
 
     def run(self, stopping: threading.Event, beat: Callable[[], None]) -> None:
         """Turn until told to stop."""
@@ -62,9 +75,13 @@ class Exporter:
         keep_turning("export", turn, stopping=stopping, beat=beat, metrics=self._metrics)
 
     def turn(self) -> None:
-        """Ask both questions once. One that the database refuses is logged and shows as missing series."""
+        """Ask what is due. A question that the database refuses is logged and shows as missing series."""
         self._ask("state", self._state, _STATE_GAUGES)
-        self._ask("invariants", self._invariants, ("invariant_violations",))
+        begun = self._clock()
+        if begun >= self._invariants_at:
+            self._ask("invariants", self._invariants, ("invariant_violations",))
+            ended = self._clock()
+            self._invariants_at = ended + _PAUSES_PER_ANSWER * (ended - begun)
 
     def _ask(self, question: str, export: Callable[[], None], gauges: Sequence[str]) -> None:
         begun = time.monotonic()

@@ -110,6 +110,23 @@ def test_without_an_answer_the_numbers_go_and_the_time_of_the_last_one_stays(lab
     assert gauge(lab, "invariant_violations", check="zombie") == 0
 
 
+def test_the_longer_the_promises_take_the_less_often_they_are_asked_for(lab):
+    now = 0.0
+    exporter = Exporter(lab.engine, lab.metrics, pools=[POOL], backends=[], clock=lambda: now)
+    asked = []
+
+    def slow_question() -> None:
+        nonlocal now
+        asked.append(now)
+        now += 20
+
+    exporter._invariants = slow_question
+    for later in (0, 30, 199, 200, 399, 400):
+        now = max(now, later)
+        exporter.turn()
+    assert asked == [0, 200, 400]
+
+
 def test_it_turns_until_it_is_told_to_stop(lab, exporter):
     stopping, turned = threading.Event(), threading.Event()
     turning = threading.Thread(target=exporter.run, args=(stopping, turned.set))
