@@ -294,8 +294,12 @@ class Submit:
 
 
 def _settled(now: Task, task: Task) -> Done:
-    """Nothing of `task` is at the provider: a row cancelled at this attempt owes its event and holds no slot."""
-    if now.status is Status.CANCELLED and now.attempt == task.attempt:
+    """Nothing we made of `task` is at the provider: a row cancelled in our hands owes its event and holds no slot.
+
+    One that was taken over before (more than our one move ago) may have a POST of its new owner under way: its cancel
+    stays owed until that owner, or check at the end of the lease, has seen to it.
+    """
+    if now.status is Status.CANCELLED and now.version == task.version + 1:
         return Done(then=[event(now, "cancelled")], follow_up_of=[FollowUp(now.id, now.version)])
     return Done()
 

@@ -131,6 +131,27 @@ def test_nothing_is_posted_for_a_row_that_was_taken_over_while_the_inputs_were_f
     assert (verdict, row.status, lab.provider.count("submit")) == (Done(), Status.SUBMITTING, 0)
 
 
+@pytest.mark.parametrize("call", ["prepare", "submit"])
+def test_an_owner_too_late_leaves_the_cancel_owed_for_what_the_next_owner_sends(lab: Lab, call: str) -> None:
+    task = lab.pending()
+
+    def taken_over_and_cancelled() -> None:
+        lab.age(task, free_at=1)
+        (theirs,) = lab.take()
+        assert lab.may_post(theirs)
+        lab.tasks.cancel(task.id)
+
+    lab.provider.meanwhile[call] = taken_over_and_cancelled
+
+    verdict, row = lab.ended(task)
+    lab.tasks.clear_due(verdict.follow_up_of)
+
+    assert (verdict, row.status) == (Done(), Status.CANCELLED)
+    assert lab.now(task).cancel_owed
+    assert lab.now(task).due_at is not None
+    assert lab.slots.backends()[0].in_flight == 1
+
+
 def test_nothing_is_posted_past_the_deadline_and_the_order_fails_at_once(lab: Lab) -> None:
     task = lab.pending()
     lab.provider.meanwhile["prepare"] = lambda: lab.age(task, deadline_at=1)
