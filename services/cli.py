@@ -22,7 +22,7 @@ COMMANDS: Final = {
     "submit": "services.producer.commands:submit",
     "order": "services.ops.order_commands:order_app",
     "dead": "services.ops.commands:dead_app",
-    "audit": "services.ops.commands:audit",
+    "audit": "services.ops.audit_command:audit",
     "backend": "services.ops.backend_commands:backend_app",
     "workflow": "services.ops.setup_commands:workflow_app",
     "doctor": "services.ops.doctor:doctor",

@@ -1,28 +1,23 @@
-"""The `dead` and `audit` commands. Exit status: 0 all well, 1 something refused or found, 2 could not be done."""
+"""The `dead` commands. Exit status: 0 all well, 1 something refused or found, 2 could not be done."""
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any, Final
 
-import sqlalchemy as sa
 import typer
-from rich.console import Console
 
+from services.ops.opened import opened
 from services.ops.replay import Item, Publish, Replayer, Result, confirmed
 from shared.broker.broker import Broker
 from shared.broker.topology import topology
 from shared.config import Settings
-from shared.database.audit import PROMISES, Check, Finding, run_audit
 from shared.database.dead_letters import DeadLetters, LetterFilter, StoredLetter
-from shared.database.engine import connect
-from shared.database.migrate import current_revision, newest_revision
 from shared.database.replays import Prediction, Replays, Way
 from shared.database.slots import Slots
 from shared.domain.messages import Message
 from shared.domain.task import Reason, Stage
-from shared.storage import Artifacts
 from shared.terminal import (
     AsJson,
     ByWhom,
@@ -39,10 +34,6 @@ from shared.terminal import (
 
 dead_app = typer.Typer(no_args_is_help=True, help="Dead letters: why orders died, and what is to become of them.")
 
-#: A whole-table question of the audit may take its time; it holds no lock.
-_AUDIT_TIMEOUT_SECONDS: Final = 600.0
-#: Findings shown per check; --json has them all.
-_SHOWN: Final = 20
 #: Characters shown of what happened; `show` has all of them.
 _SHORT: Final = 80
 
@@ -91,7 +82,7 @@ def list_letters(
         state=None if state is LetterState.ANY else state,
         limit=limit,
     )
-    with _opened(settings()) as engine:
+    with opened(settings()) as engine:
         letters = DeadLetters(engine, "").find(wanted)
     if as_json:
         for letter in letters:
@@ -114,7 +105,7 @@ def list_letters(
 def show_letter(letter_id: Annotated[int, typer.Argument(metavar="ID")], as_json: AsJson = False) -> None:
     """All about one letter, what was done with it, and what a replay would do now."""
     chosen = settings()
-    with _opened(chosen) as engine:
+    with opened(chosen) as engine:
         letters = DeadLetters(engine, "")
         letter = letters.get([letter_id]).get(letter_id)
         if letter is None:
@@ -163,7 +154,7 @@ def replay_letters(
     )
     _must_name(ids, wanted, act_on_all=act_on_all, dry_run=dry_run)
     chosen = settings(broker=not dry_run)
-    with _opened(chosen) as engine:
+    with opened(chosen) as engine:
         letters = DeadLetters(engine, by_whom)
         numbers = list(dict.fromkeys(ids)) if ids else letters.ids(wanted)
         replays = Replays(engine, chosen.default_deadline_seconds)
@@ -206,42 +197,13 @@ def discard_letters(
     )
     _must_name(ids, wanted, act_on_all=act_on_all, dry_run=dry_run)
     chosen = settings()
-    with _opened(chosen) as engine:
+    with opened(chosen) as engine:
         letters = DeadLetters(engine, by_whom)
         numbers = list(dict.fromkeys(ids)) if ids else letters.ids(wanted)
         replays = Replays(engine, chosen.default_deadline_seconds)
         replayer = Replayer(letters, replays, publish=_nothing, pools=(), metrics=Quiet())
         items = replayer.would_discard(numbers, why) if dry_run else replayer.discard(numbers, by_whom, why)
     _end_with_items(items, as_json=as_json, dry_run=dry_run)
-
-
-def audit(as_json: AsJson = False) -> None:
-    """Check every promise against the database and the pictures. Status 0: all kept, 1: findings, 2: could not run."""
-    chosen = settings()
-    with _opened(chosen, _AUDIT_TIMEOUT_SECONDS) as engine:
-        try:
-            artifacts = Artifacts(chosen.artifacts_url)
-        except ValueError as error:
-            raise fail(str(error)) from error
-        with Console(stderr=True).status("asking the database") as status:
-            found = run_audit(engine, artifacts, lambda left: status.update(f"reading pictures, {left} left"))
-    by_check = {check: [finding for finding in found if finding.check is check] for check in Check}
-    if as_json:
-        checks = {check: {"promise": PROMISES[check], "findings": len(by_check[check])} for check in Check}
-        print_json({"ok": not found, "checks": checks, "findings": found})
-    else:
-        _print_audit(by_check)
-    raise typer.Exit(1 if found else 0)
-
-
-def _print_audit(by_check: Mapping[Check, Sequence[Finding]]) -> None:
-    results = {check: f"broken: {len(found)}" if found else "kept" for check, found in by_check.items()}
-    typer.echo(table(("check", "result", "promise"), [(c, results[c], PROMISES[c]) for c in by_check]))
-    for check, found in by_check.items():
-        for finding in found[:_SHOWN]:
-            typer.echo(printable(f"{check}: {finding.subject}: {finding.detail}"))
-        if len(found) > _SHOWN:
-            typer.echo(f"{check}: {len(found) - _SHOWN} more (--json shows all)")
 
 
 # --- what the commands share ------------------------------------------------------------------------------------------
@@ -257,23 +219,6 @@ def _must_name(ids: list[int] | None, wanted: LetterFilter, *, act_on_all: bool,
         raise fail("name ids, or a filter with --all, not both")
     if not ids and not act_on_all and not dry_run:
         raise fail("name the ids of letters, or add --all to act on every open letter that matches")
-
-
-@contextmanager
-def _opened(chosen: Settings, statement_timeout_seconds: float = 30.0) -> Iterator[sa.Engine]:
-    """An engine on a database with the right schema. Raises DatabaseAway."""
-    engine = connect(
-        chosen.database_url.get_secret_value(), pool_size=1, statement_timeout_seconds=statement_timeout_seconds
-    )
-    try:
-        found, wanted = current_revision(engine), newest_revision()
-        if found is None:
-            raise fail("this database has no darkroom tables yet: run `darkroom migrate`")
-        if found < wanted:
-            raise fail(f"this database is at schema {found}, this command needs {wanted}: run `darkroom migrate`")
-        yield engine
-    finally:
-        engine.dispose()
 
 
 @contextmanager

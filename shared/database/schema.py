@@ -49,6 +49,14 @@ backends: Final = sa.Table(
     sa.CheckConstraint("(rate_starts is null) = (rate_seconds is null)"),
 )
 
+capacities: Final = sa.Table(
+    "capacities",
+    metadata,
+    _column("backend", sa.Text, sa.ForeignKey("backends.name"), key=True),
+    _column("at", _MOMENT, key=True),
+    _column("capacity", sa.Integer, sa.CheckConstraint("capacity >= 1")),
+)
+
 tasks: Final = sa.Table(
     "tasks",
     metadata,

@@ -107,6 +107,7 @@ INVARIANTS: Final = (
     "double_submit",
     "lost_order",
     "missing_artifact",
+    "missing_letter",
     "over_capacity",
     "zombie",
     "bad_history",

@@ -101,6 +101,14 @@ class Gone:
 JobState = Running | Succeeded | Failed | Gone
 
 
+@dataclass(frozen=True, slots=True)
+class KnownJob:
+    """A job a provider tells of when it is asked for all of them. is_over -- neither queued nor running"""
+
+    provider_job_id: str
+    is_over: bool
+
+
 class Provider(Protocol):
     """One backend. Every method may be called from several threads at once.
 

@@ -23,9 +23,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from shared.domain.errors import DarkroomError
 from shared.domain.messages import Name
 from shared.domain.rate import Rate
-from shared.providers.base import Provider
+from shared.providers.base import KnownJob, Provider
 from shared.providers.comfyui import ComfyUI, ignore
 from shared.providers.comfyui_http import Observe, Timings
+from shared.providers.comfyui_jobs import known_jobs
 from shared.providers.inputs import Pictures
 from shared.providers.workflow import Workflows
 
@@ -77,6 +78,10 @@ def _comfyui(backend: Backend, tools: Tools) -> Provider:
 
 
 ADAPTERS: Final[Mapping[str, Callable[[Backend, Tools], Provider]]] = {"comfyui": _comfyui}
+
+
+#: How an adapter's server is asked for all jobs it knows; adapters that cannot list any are missing.
+LISTS: Final[Mapping[str, Callable[[str], Sequence[KnownJob]]]] = {"comfyui": known_jobs}
 
 
 class BackendConfig(BaseModel):

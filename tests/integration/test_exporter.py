@@ -102,7 +102,7 @@ def test_without_an_answer_the_numbers_go_and_the_time_of_the_last_one_stays(lab
     exporter.turn()
     before = gauge(lab, "state_last_success_timestamp_seconds", question="state")
     assert before is not None
-    lab.sql("alter table dead_letters rename to elsewhere")
+    lab.sql("alter table backends rename pause_reason to elsewhere")
     exporter.turn()
     assert gauge(lab, "tasks", pool=POOL, status="pending") is None
     assert gauge(lab, "dead_letters_open", stage="check", reason="bug") is None
