@@ -26,6 +26,7 @@ def test_the_watchdog_runs_with_and_without_a_port(monkeypatch: pytest.MonkeyPat
         metrics=metrics,
         health=health,
         engine=cast(Any, None),
+        readiness_engine=cast(Any, None),
         stopping=threading.Event(),
     )
 
