@@ -1,4 +1,4 @@
-"""Programs that the examples for upstream systems need: found on this machine, or installed with apt-get when root."""
+"""Programs that only tests need: found on this machine, or installed with apt-get when root."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from pathlib import Path
 from deploy.local import StackProblem
 from deploy.local.install import install_packages
 
-_PACKAGES = {"node": "nodejs", "npm": "npm", "curl": "curl"}
+_PACKAGES = {"node": "nodejs", "npm": "npm", "curl": "curl", "faketime": "faketime"}
 
 
 def programs(
