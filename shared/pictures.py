@@ -13,6 +13,8 @@ from typing import Final, Literal
 
 from PIL import Image
 
+from shared.pixels import ROOM
+
 #: More pixels than 8192 x 8192 are refused before anything is decoded: 268 MB at four bytes each.
 MAX_PIXELS: Final = 8192 * 8192
 
@@ -76,7 +78,8 @@ def verified(data: bytes) -> Picture:
         raise BrokenPicture("the file is empty")
     else:
         raise BrokenPicture("the file is neither PNG nor JPEG")
-    _must_decode(picture, format_name)
+    with ROOM.taken(picture.width * picture.height):
+        _must_decode(picture, format_name)
     return picture
 
 
