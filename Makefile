@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet --generate-hashes --allow-unsafe \
 	--strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
-.PHONY: help setup up down status demo test test-slow compose-test bench docs lint lock clean
+.PHONY: help setup up down status demo test test-slow drill compose-test bench docs lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ test: setup ## run all quick tests, against servers of their own
 
 test-slow: setup ## run what takes long: drill, outages, cluster; with `make test` under 40 minutes
 	@$(PYTHON) -m pytest tests/slow
+
+drill: setup ## die at every crash point, look what is left, and write the table in docs/drill.md
+	@.venv/bin/darkroom drill --write
 
 compose-test: .venv/.installed ## run docker-compose.yml under a name of its own, and kill parts of it; needs Docker
 	@$(PYTHON) -m pytest tests/compose

@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "order": "services.ops.order_commands:order_app",
     "dead": "services.ops.commands:dead_app",
     "audit": "services.ops.audit_command:audit",
+    "drill": "services.ops.drill:drill",
     "backend": "services.ops.backend_commands:backend_app",
     "workflow": "services.ops.setup_commands:workflow_app",
     "doctor": "services.ops.doctor:doctor",

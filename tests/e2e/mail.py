@@ -26,9 +26,9 @@ class Mail:
     url -- of a broker, or of several nodes of one cluster with commas between them
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, pools: Sequence[str] = POOLS) -> None:
         self._url = url
-        self._topology = topology(POOLS)
+        self._topology = topology(pools)
         self._events: dict[str, dict[str, Any]] = {}
         self.copies_of_events = 0
         self.declare()

@@ -79,17 +79,23 @@ def _servers(system: System) -> list[str]:
 
 
 def _told(system: System) -> list[str]:
-    """Every final row was announced as what it is, and nothing else was."""
+    """Every end of a task was announced as what it was, also one that a replay took back, and nothing else was."""
     told: dict[str, list[Any]] = collections.defaultdict(list)
     for event in system.mail.events():
         if event["event"] in FINAL:
             told[event["task_id"]].append((event["event"], event["version"], len(event["artifacts"])))
     pictures = {row.task_id: row.n for row in system.sql("select task_id, count(*) as n from artifacts group by 1")}
+    ends: dict[str, list[Any]] = collections.defaultdict(list)
+    for move in system.sql(
+        "select task_id, to_status, version from task_moves where to_status = any(:final) order by version",
+        final=list(FINAL),
+    ):
+        made = pictures.get(move.task_id, 0) if move.to_status == "completed" else 0
+        ends[str(move.task_id)].append((move.to_status, move.version, made))
     return [
-        f"task {row.id} is {row.status}, and the events say {told.get(str(row.id))}"
-        for row in system.sql("select id, status, version from tasks where status = any(:final)", final=list(FINAL))
-        if told.get(str(row.id))
-        != [(row.status, row.version, pictures.get(row.id, 0) if row.status == "completed" else 0)]
+        f"task {task} ended as {ends[task]}, and the events say {told[task]}"
+        for task in ends.keys() | told.keys()
+        if sorted(told[task], key=lambda event: event[1]) != ends[task]
     ]
 
 

@@ -1,5 +1,6 @@
 """The whole system in real processes: simulated GPU servers and our services, and a look at it from outside."""
 
+import itertools
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.messages import Order
 from shared.observe import metrics
+from shared.observe.crash import CrashPoint
 from tests.e2e.gpu import Gpu
 from tests.e2e.mail import POOLS, Mail
 from tests.e2e.worker import ROOT, Worker
@@ -40,6 +42,7 @@ FINAL: Final = frozenset({"completed", "failed", "cancelled"})
 class System:
     """N servers, one database, one virtual host; workers are added and killed as a test likes.
 
+    pools     -- the servers belong to these in turn
     workflows -- templates of deploy/workflows to offer; one with a picture input needs a lease of 12 s
     settings  -- beside QUICK, without the prefix
     reach     -- the URL under which the workers know a server
@@ -56,12 +59,13 @@ class System:
         capacity: int = 2,
         seconds_per_image: float = 0.02,
         workflows: Sequence[str] = ("solid-invert",),
+        pools: Sequence[str] = POOLS,
         settings: Mapping[str, object] | None = None,
         reach: Callable[[Gpu], str] = lambda gpu: gpu.url,
         one_disk: bool = False,
     ) -> None:
         self.folder = folder
-        self.mail = Mail(amqp_url)
+        self.mail = Mail(amqp_url, pools)
         disk = folder / "shared-disk" if one_disk else None
         self.gpus = [Gpu(f"gpu-{n + 1}", folder, capacity, seconds_per_image, disk) for n in range(gpus)]
         self.workers: list[Worker] = []
@@ -72,7 +76,7 @@ class System:
         self.engine = sa.create_engine(
             sa.make_url(database_url).set(drivername="postgresql+psycopg2"), poolclass=sa.NullPool
         )
-        counters = metrics.build(metrics.EVERYTHING, pools=POOLS)
+        counters = metrics.build(metrics.EVERYTHING, pools=pools)
         self.tasks = Tasks(self.engine, "person", counters)
         self.slots = Slots(self.engine, "person", counters)
         for name in workflows:
@@ -80,7 +84,8 @@ class System:
         (folder / "backends.toml").write_text(
             "".join(
                 f'[[backend]]\nname = "{gpu.name}"\nadapter = "comfyui"\nurl = "{reach(gpu)}"\ncapacity = {capacity}\n'
-                for gpu in self.gpus
+                f'pool = "{pool}"\n'
+                for gpu, pool in zip(self.gpus, itertools.cycle(pools), strict=False)
             )
         )
         self.settings = {
@@ -124,14 +129,15 @@ class System:
             self.wait_ready([worker])
         return worker
 
-    def add_dying(self, service: str, where: str) -> Worker:
-        """A worker that kills itself (-9) at a line that tests/e2e/dying.py names, maybe before it is ready."""
-        return self._launch(service, ["tests.e2e.dying", service, where], {})
+    def add_dying(self, service: str, point: CrashPoint, nth: int = 1) -> Worker:
+        """A worker that kills itself at a crash point, maybe before it is ready."""
+        return self.add(service, wait=False, KILL_AT=f"{point}:{nth}")
 
-    def darkroom(self, *words: str) -> tuple[int, str]:
+    def darkroom(self, *words: str, **settings: object) -> tuple[int, str]:
         """Run one `darkroom` command to its end: the exit status, and all it printed."""
+        own = {f"DARKROOM_{key}": str(value) for key, value in settings.items()}
         name = f"darkroom-{len(self._commands) + 1}"
-        command = Worker(name, ["services.cli", *words], self.folder, self.settings)
+        command = Worker(name, ["services.cli", *words], self.folder, self.settings | own)
         self._commands.append(command)
         return command.ended(60), command.log.read_text()
 

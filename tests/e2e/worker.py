@@ -10,6 +10,7 @@ from typing import Any
 
 import requests
 
+from shared.observe.crash import KILLED
 from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,6 +91,12 @@ class Worker:
         """kill -9."""
         self.process.kill()
         self.process.wait(10)
+
+    def died_at(self) -> str | None:
+        """The crash point at which it killed itself; None while it lives, and when it ended in another way."""
+        if self.is_alive or self.process.returncode != -signal.SIGKILL:
+            return None
+        return next((line["point"] for line in self.said(KILLED)), None)
 
     def terminate(self) -> None:
         """SIGTERM, as a deploy does it."""
