@@ -21,11 +21,13 @@ class Refused:
 
 _LOCK_TASK: Final = sa.text(f"select {TASK} from tasks t where t.id = :id for no key update")
 _ATTEMPT: Final = sa.text("""
-select a.backend, a.job_key, b.capacity,
-    (select count(*) from tasks t where t.backend = a.backend
-        and (t.status in ('submitting', 'processing') or t.cancel_owed)) as in_flight
-from attempts a join backends b on b.name = a.backend
+select a.backend, a.job_key, b.capacity from attempts a join backends b on b.name = a.backend
 where a.task_id = :id and a.attempt = :attempt for no key update of b
+""")
+#: A statement of its own, after the lock: one statement for both would not see what was taken while it waited.
+_IN_FLIGHT: Final = sa.text("""
+select count(*) from tasks
+where backend = :backend and (status in ('submitting', 'processing') or cancel_owed)
 """)
 #: A row that failed while it waited stands nowhere. The adopted job is its last try: a wrong id ends as failed again
 #: and not as another picture.
@@ -61,7 +63,7 @@ def adopt(
         if obstacle is not None:
             return Refused(obstacle)
         attempt = c.execute(_ATTEMPT, {"id": row.id, "attempt": row.attempt}).one()
-        if attempt.in_flight >= attempt.capacity:
+        if c.execute(_IN_FLIGHT, {"backend": attempt.backend}).scalar_one() >= attempt.capacity:
             return Refused(f"{attempt.backend} takes {attempt.capacity} at a time and is full: pause it and try again")
         deadline = float((row.body or {}).get("deadline_seconds") or default_deadline)
         place = {"backend": attempt.backend, "job_key": attempt.job_key}

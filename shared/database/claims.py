@@ -46,10 +46,13 @@ class Claimed:
 
 
 #: Copies of one order_id are claimed one after the other: otherwise one copy could become a task and another
-#: be kept as a duplicate of the task that ended in between.
-_LOCK_ORDER_IDS: Final = sa.text("""
-select pg_advisory_xact_lock(hashtextextended(s.order_id, 722)) from
-    (select distinct o as order_id from unnest(cast(:order_ids as text[])) o order by 1) s
+#: be kept as a duplicate of the task that ended in between. And those of one key: otherwise one could be kept as a
+#: duplicate while another, whose order_id is free, becomes a task. All in one order, so batches cannot deadlock.
+_LOCK_NAMES: Final = sa.text("""
+select pg_advisory_xact_lock(s.lock) from (
+    select hashtextextended(o, 722) as lock from unnest(cast(:order_ids as text[])) o
+    union select hashtextextended(k, 723) from unnest(cast(:keys as text[])) k
+    order by 1) s
 """)
 
 _INSERT: Final = sa.text(f"""
@@ -137,8 +140,7 @@ def _answer(claim: Claim, held: _Held, *, is_first: bool) -> Claimed:
 
 def _claim(connection: sa.Connection, claims: Sequence[Claim], actor: str) -> dict[str, _Held]:
     order_ids = [c.order_id for c in claims if c.order_id is not None]
-    if order_ids:
-        connection.execute(_LOCK_ORDER_IDS, {"order_ids": order_ids})
+    connection.execute(_LOCK_NAMES, {"order_ids": order_ids, "keys": [c.idempotency_key for c in claims]})
     rows = connection.execute(_INSERT, _columns(claims, actor)).all()
     held = {r.idempotency_key: _Held(Claimed(ClaimResult.WON, task_of(r), is_new=True), r.fingerprint) for r in rows}
     # Statements of their own on purpose: they see the rows that made the insert step aside.
