@@ -47,6 +47,8 @@ _ASSIGNED = re.compile(
     r"(?:\"[^\"]*\"|'[^']*'|(?:(?:bearer|basic|key|token)\s+)?[^\s,;}\"']+)",
     re.IGNORECASE,
 )
+#: What JSON leaves as it is and a terminal obeys (C1 controls, text turned round) or a reader takes for a line's end.
+_CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 #: What each pattern above needs to match at all. Most fields are ids and names, and six searches each add up.
 _MAY_HIDE = re.compile(r"[:=?@]|bearer\s|basic\s", re.IGNORECASE)
 
@@ -104,7 +106,8 @@ class JsonLines(logging.Formatter):
             line["exc"] = redacted(self.formatException(record.exc_info), MAX_TRACEBACK, keep_end=True)
         if record.stack_info:
             line["stack"] = redacted(record.stack_info, MAX_TRACEBACK, keep_end=True)
-        return json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
+        text = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
+        return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def configure(service: str, instance: str, level: str = "INFO", stream: TextIO | None = None) -> None:

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import requests
 from requests.adapters import HTTPAdapter
 
+from shared.providers.heads import HTTPConnectionPool, HTTPSConnectionPool
+
 #: host, port -> addresses. Raises OSError.
 Resolve = Callable[[str, int], list[str]]
 
@@ -57,11 +59,12 @@ def is_public(text: str) -> bool:
 
 
 class PinnedAdapter(HTTPAdapter):
-    """Connects to one address whatever the name in the URL says; repeats nothing."""
+    """Connects to one address whatever the name in the URL says; repeats nothing, and waits for no head for ever."""
 
     def __init__(self, address: str) -> None:
         super().__init__(max_retries=0)
         self._address = address
+        self.poolmanager.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
     def build_connection_pool_key_attributes(
         self, request: requests.PreparedRequest, verify: bool | str, cert: Any = None

@@ -14,6 +14,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, Final, cast
+from urllib.parse import quote
 
 from shared.domain.errors import (
     InputLater,
@@ -305,7 +306,7 @@ class ComfyUI:
     def _ask_to_stop(self, prompt_id: str, state: Running) -> None:
         """Always by id: without one, /interrupt hits whatever runs, somebody else's job included."""
         if self._looks.can_cancel():
-            answer = self._server.post(f"/api/jobs/{prompt_id}/cancel", "cancel")
+            answer = self._server.post(f"/api/jobs/{quote(prompt_id, safe='', errors='replace')}/cancel", "cancel")
             if answer.status == 200:
                 return
             if answer.status not in (404, 405):  # those: 0.5 to 0.24 list jobs but cannot cancel them

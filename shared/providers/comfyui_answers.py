@@ -11,6 +11,8 @@ from shared.providers.comfyui_http import Answer, BadAnswer
 
 #: Characters kept of a text that a server wrote.
 _MAX_TEXT: Final = 300
+#: The year 3000, in milliseconds.
+_LAST_MOMENT: Final = 32_503_680_000_000
 
 
 class _Lenient(BaseModel):
@@ -128,8 +130,12 @@ def state_of_finished(
         pictures += found
     if not pictures:
         return _no_outputs("no node gave a picture")
-    stamp = data.get("timestamp")
-    return Succeeded(pictures, finished_at=stamp / 1000 if isinstance(stamp, int | float) else None)
+    return Succeeded(pictures, finished_at=_moment(data.get("timestamp")))
+
+
+def _moment(stamp: Any) -> float | None:
+    """Milliseconds as Unix time; None for what is no moment of this millennium: JSON carries NaN and any integer."""
+    return stamp / 1000 if isinstance(stamp, int | float) and 0 < stamp < _LAST_MOMENT else None
 
 
 def refusal(answer: Answer) -> str:

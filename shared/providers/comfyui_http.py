@@ -19,6 +19,7 @@ import urllib3
 
 from shared.domain.errors import ProviderAway
 from shared.providers.body import TooSlow, pieces
+from shared.providers.heads import HTTPConnectionPool, HTTPSConnectionPool
 from shared.providers.retry_after import retry_after_seconds
 
 #: Called once per HTTP call with (operation, result, seconds).
@@ -302,7 +303,7 @@ class _Call:
 
 def _pool(url: urllib3.util.Url) -> urllib3.HTTPConnectionPool:
     """Connections to one server; more threads than it keeps connections for open and close their own."""
-    kind = urllib3.HTTPSConnectionPool if url.scheme == "https" else urllib3.HTTPConnectionPool
+    kind = HTTPSConnectionPool if url.scheme == "https" else HTTPConnectionPool
     return kind(url.host or "", url.port, maxsize=_KEPT_CONNECTIONS)
 
 

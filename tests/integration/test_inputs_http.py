@@ -144,6 +144,20 @@ def test_a_server_that_trickles_is_left_at_the_limit(server: Server, pictures: P
     assert time.monotonic() - began < 2.5
 
 
+def test_a_server_whose_head_trickles_is_left_soon(server: Server, pictures: Pictures) -> None:
+    def trickle(request: Request) -> bytes:
+        request.connection.sendall(b"HTTP/1.1 200 OK\r\nx: ")
+        while True:
+            request.connection.sendall(b"y")
+            time.sleep(0.05)
+
+    server.on("GET /x.png", trickle)
+    began = time.monotonic()
+    with pytest.raises(InputLater):
+        pictures.get(f"{server.url}/x.png")
+    assert time.monotonic() - began < 2.5
+
+
 def test_fifty_megabytes_are_not_read_to_the_end(server: Server, pictures: Pictures) -> None:
     sent = 0
 

@@ -241,3 +241,12 @@ def test_an_invalid_traceparent_gets_a_new_trace(value):
 def test_no_headers_get_a_new_trace():
     assert trace_id_from(None) != trace_id_from({})
     assert len(new_trace_id()) == 32
+
+
+def test_nothing_that_is_logged_ends_its_line_or_reaches_a_terminal_as_a_command(logger):
+    hostile = "a\r\nb\x1b[2Jc\x00d\x7fe\x85f\x9b2Jg\u2028h\u2029i\u202ej\u2066k"
+    logger.warning(hostile, extra={hostile: {hostile: [hostile]}, "task_id": hostile})
+    text = logger.handlers[0].stream.getvalue()
+    assert text.splitlines() == [text.removesuffix("\n")]
+    assert text.removesuffix("\n").isprintable()
+    assert (logger.lines()[0]["event"], logger.lines()[0]["task_id"]) == (hostile, hostile)
