@@ -3,7 +3,7 @@ PYTHON := .venv/bin/python
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet --generate-hashes --allow-unsafe \
 	--strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
-.PHONY: help setup up down status demo test test-slow drill compose-test bench docs lint lock clean
+.PHONY: help setup up down status demo test test-slow drill soak compose-test bench docs lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ test-slow: setup ## run what takes long: drill, outages, cluster; with `make tes
 
 drill: setup ## die at every crash point, look what is left, and write the table in docs/drill.md
 	@.venv/bin/darkroom drill --write
+
+soak: setup ## orders under random faults, then the audit; MINUTES=20, SEED=any
+	@$(PYTHON) -m tests.soak --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 
 compose-test: .venv/.installed ## run docker-compose.yml under a name of its own, and kill parts of it; needs Docker
 	@$(PYTHON) -m pytest tests/compose
