@@ -33,7 +33,8 @@ test-slow: setup ## run what takes long: drill, outages, cluster; with `make tes
 drill: setup ## die at every crash point, look what is left, and write the table in docs/drill.md
 	@.venv/bin/darkroom drill --write
 
-soak: setup ## orders under random faults, then the audit; MINUTES=20, SEED=any
+soak: setup ## 10,000 overlapping transactions, then orders under random faults and the audit; MINUTES=20, SEED=any
+	@$(PYTHON) -m pytest -q -s tests/slow/test_machine.py
 	@$(PYTHON) -m tests.soak --minutes $(or $(MINUTES),20) $(if $(SEED),--seed $(SEED))
 
 compose-test: .venv/.installed ## run docker-compose.yml under a name of its own, and kill parts of it; needs Docker

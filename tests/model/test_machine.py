@@ -1,0 +1,10 @@
+"""The promises hold after every step of transactions that overlap, die, and lose their answers; tests/slow goes on."""
+
+from tests.model.machine import drive
+
+
+def test_no_mixture_of_transactions_breaks_a_promise(database_url: str) -> None:
+    driven = drive(database_url, examples=6, rules=25)
+
+    assert driven.operations > 100
+    assert len(driven.moves) >= 4
