@@ -59,6 +59,9 @@ class Settings(BaseSettings):
         description="bearer tokens of the HTTP interface, separated by commas, any of them is good; without one it"
         " listens on a loopback address only",
     )
+    http_read_tokens: SecretStr | None = Field(
+        None, description="further bearer tokens, which may look at orders and pictures but not place or cancel"
+    )
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics, /livez and /readyz")
     metrics_port: int = Field(
         9100, ge=-1, le=65535, description="port of /metrics, /livez and /readyz; 0 takes any free one, -1 serves none"
@@ -125,6 +128,11 @@ class Settings(BaseSettings):
         return [] if self.http_tokens is None else _split(self.http_tokens.get_secret_value())
 
     @property
+    def http_read_token_values(self) -> list[str]:
+        """Secret: do not log."""
+        return [] if self.http_read_tokens is None else _split(self.http_read_tokens.get_secret_value())
+
+    @property
     def retry(self) -> RetryPolicy:
         return RetryPolicy(
             max_charged=self.retry_max_attempts,
@@ -149,7 +157,7 @@ class Settings(BaseSettings):
             raise ValueError("each address must begin with amqp:// or amqps://")
         return value
 
-    @field_validator("http_tokens", mode="after")
+    @field_validator("http_tokens", "http_read_tokens", mode="after")
     @classmethod
     def _must_be_hard_to_guess(cls, value: SecretStr | None) -> SecretStr | None:
         tokens = [] if value is None else _split(value.get_secret_value())
@@ -178,6 +186,10 @@ class Settings(BaseSettings):
             raise ValueError(f"{PREFIX}RETRY_CAP_SECONDS is less than {PREFIX}RETRY_FIRST_SECONDS")
         if self.max_run_seconds <= self.check_interval_seconds:
             raise ValueError(f"{PREFIX}MAX_RUN_SECONDS is not more than {PREFIX}CHECK_INTERVAL_SECONDS")
+        if self.http_read_tokens is not None and self.http_tokens is None:
+            raise ValueError(f"{PREFIX}HTTP_READ_TOKENS without {PREFIX}HTTP_TOKENS: nobody could place an order")
+        if set(self.http_read_token_values) & set(self.http_token_values):
+            raise ValueError(f"a token of {PREFIX}HTTP_READ_TOKENS is one of {PREFIX}HTTP_TOKENS too")
         return self
 
     @classmethod

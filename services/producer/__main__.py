@@ -5,10 +5,9 @@ import socket
 import sys
 import threading
 
-import uvicorn
-
 from services.producer.api import create_app
 from services.producer.auth import is_loopback
+from services.producer.connections import http_server
 from services.producer.database_calls import DATABASE_THREADS
 from services.producer.orders import Offer
 from shared.broker.broker import Broker
@@ -38,13 +37,12 @@ def main() -> None:
         offer=Offer({backend.pool: backend.adapter for backend in service.backends}, service.workflows()),
         metrics=service.metrics,
         tokens=settings.http_token_values,
+        read_tokens=settings.http_read_token_values,
         confirm_timeout_seconds=settings.confirm_timeout_seconds,
         is_stopping=service.stopping.is_set,
     )
     listener = _listen(settings.http_host, settings.http_port)
-    http = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=int(settings.drain_seconds))
-    )
+    http = http_server(app, settings.drain_seconds)
     # Orders can be placed while the database is away, so a balancer must go on sending them.
     service.watch(broker, needs_database=False)
     health = service.serve_health()

@@ -19,6 +19,7 @@ from services.producer.problem import add_handlers, documented
 from services.producer.publish import Publisher
 from services.producer.reading import Reading
 from services.producer.stream import MAX_STREAMS, Events, Watch
+from services.producer.turnstile import Turnstile
 from shared.domain.task import Status
 from shared.observe.metrics import our_version
 
@@ -67,6 +68,7 @@ def create_app(
     offer: Offer,
     metrics: placing.Counter,
     tokens: Sequence[str] = (),
+    read_tokens: Sequence[str] = (),
     confirm_timeout_seconds: float = 5.0,
     max_streams: int = MAX_STREAMS,
     is_stopping: Callable[[], bool] = lambda: False,
@@ -98,9 +100,10 @@ def create_app(
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
-        dependencies=[Depends(Gate(tokens))],
-        responses=documented("unauthorized"),
+        dependencies=[Depends(Gate(tokens, read_tokens))],
+        responses=documented("unauthorized", "too_many_requests"),
     )
+    app.add_middleware(Turnstile, by_token=bool(tokens))
     add_handlers(app)
 
     async def docs(_: Request) -> Response:
@@ -136,7 +139,15 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
         summary="Place an order",
         response_description="The broker has the order, or it is known already",
         responses=documented(
-            "malformed_json", "bad_request", "keys_differ", "key_reused", "too_large", "invalid_order", "broker_away"
+            "malformed_json",
+            "bad_request",
+            "keys_differ",
+            "forbidden",
+            "too_slow",
+            "key_reused",
+            "too_large",
+            "invalid_order",
+            "broker_away",
         ),
         openapi_extra={"requestBody": order_body(), "parameters": [KEY_PARAMETER]},
     )
@@ -170,7 +181,9 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
         responses=documented(
             "malformed_json",
             "bad_request",
+            "forbidden",
             "not_claimed_yet",
+            "too_slow",
             "already_final",
             "too_large",
             "invalid_request",

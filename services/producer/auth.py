@@ -1,4 +1,4 @@
-"""Who may use the HTTP interface: bearer tokens from the settings, or whoever is on this machine."""
+"""Who may use the HTTP interface, and for what: bearer tokens from the settings, or whoever is on this machine."""
 
 import hashlib
 import hmac
@@ -14,14 +14,24 @@ from services.producer.problem import Refused
 #: Hexadecimal digits of a token's hash that name it in operator_actions: enough to tell two of them apart.
 _NAME_DIGITS: Final = 8
 
-_BEARER: Final = HTTPBearer(auto_error=False, description="One of DARKROOM_HTTP_TOKENS; none is needed without them.")
+_BEARER: Final = HTTPBearer(
+    auto_error=False,
+    description="One of DARKROOM_HTTP_TOKENS; for GET and HEAD one of DARKROOM_HTTP_READ_TOKENS will do.",
+)
+#: What a token that may only look is good for.
+_LOOKING: Final = frozenset({"GET", "HEAD"})
 
 
 class Gate:
-    """Lets in who has one of `tokens`, and everybody when there are none. A dependency of every route under /v1."""
+    """Lets in who has a token, and everybody when there are none. A dependency of every route under /v1.
 
-    def __init__(self, tokens: Sequence[str]) -> None:
-        self._digests = [_digest(token.encode()) for token in tokens]
+    tokens      -- good for everything
+    read_tokens -- good for GET and HEAD
+    """
+
+    def __init__(self, tokens: Sequence[str], read_tokens: Sequence[str] = ()) -> None:
+        self._readers = [_digest(token.encode()) for token in read_tokens]
+        self._digests = [_digest(token.encode()) for token in tokens] + self._readers
 
     async def __call__(
         self, request: Request, credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_BEARER)]
@@ -37,6 +47,8 @@ class Gate:
         fitting = [digest for digest in self._digests if hmac.compare_digest(digest, given)]
         if not fitting:
             raise _unauthorized("this token is none of ours", 'Bearer error="invalid_token"')
+        if fitting[0] in self._readers and request.method not in _LOOKING:
+            raise Refused("forbidden", "this token may look at orders, and not place or cancel any")
         request.state.caller = f"http token {fitting[0].hex()[:_NAME_DIGITS]}"
 
 

@@ -34,23 +34,28 @@ class Problem(BaseModel):
     task_id: str | None = None
 
 
+_LATER: Final = frozenset({HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS})
+
 #: code -> status and title. Codes are part of the interface: add, never rename.
 PROBLEMS: Final[dict[str, tuple[HTTPStatus, str]]] = {
     "malformed_json": (HTTPStatus.BAD_REQUEST, "The body is not JSON"),
     "bad_request": (HTTPStatus.BAD_REQUEST, "The request cannot be read"),
     "keys_differ": (HTTPStatus.BAD_REQUEST, "The header names another idempotency key than the body"),
     "unauthorized": (HTTPStatus.UNAUTHORIZED, "A bearer token is needed"),
+    "forbidden": (HTTPStatus.FORBIDDEN, "This token is not good for that"),
     "not_claimed_yet": (HTTPStatus.NOT_FOUND, "No row has this id yet"),
     "not_found": (HTTPStatus.NOT_FOUND, "There is nothing at this address"),
     "no_picture": (HTTPStatus.NOT_FOUND, "The order has no such picture"),
     "picture_missing": (HTTPStatus.NOT_FOUND, "The picture is not in the store"),
     "method_not_allowed": (HTTPStatus.METHOD_NOT_ALLOWED, "This address does not take that method"),
+    "too_slow": (HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time"),
     "key_reused": (HTTPStatus.CONFLICT, "The idempotency key belongs to an order with another content"),
     "already_final": (HTTPStatus.CONFLICT, "The order has ended and cannot be cancelled"),
     "too_large": (HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "The body is too large"),
     "range_not_satisfiable": (HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, "The picture has no such bytes"),
     "invalid_order": (HTTPStatus.UNPROCESSABLE_ENTITY, "The order cannot be accepted as it is"),
     "invalid_request": (HTTPStatus.UNPROCESSABLE_ENTITY, "The request cannot be accepted as it is"),
+    "too_many_requests": (HTTPStatus.TOO_MANY_REQUESTS, "As many requests of this client are being answered as may be"),
     "internal_error": (HTTPStatus.INTERNAL_SERVER_ERROR, "A mistake of ours"),
     "broker_away": (HTTPStatus.SERVICE_UNAVAILABLE, "The order was not confirmed"),
     "database_away": (HTTPStatus.SERVICE_UNAVAILABLE, "The rows cannot be reached now"),
@@ -61,7 +66,7 @@ PROBLEMS: Final[dict[str, tuple[HTTPStatus, str]]] = {
 
 
 class Refused(DarkroomError):
-    """The request ends here with the problem `code`, one of PROBLEMS; every 503 says when to come back."""
+    """The request ends here with the problem `code`, one of PROBLEMS; every 429 and 503 says when to come back."""
 
     def __init__(
         self,
@@ -89,7 +94,7 @@ class Refused(DarkroomError):
             errors=[{"field": mistake.field, "message": mistake.message} for mistake in self.mistakes] or None,
             task_id=self.task_id,
         )
-        later = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status == HTTPStatus.SERVICE_UNAVAILABLE else {}
+        later = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in _LATER else {}
         text = body.model_dump_json(exclude_none=True)
         return Response(text, status_code=status, media_type=MEDIA_TYPE, headers={**later, **self.headers})
 
@@ -104,7 +109,7 @@ def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
         known = found.setdefault(int(status), {"description": "", "content": {MEDIA_TYPE: content}})
         known["description"] = "; ".join(filter(None, [known["description"], f"`{code}`: {title}"]))
         known["content"][MEDIA_TYPE]["examples"][code] = {"value": _example(code)}
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+        if status in _LATER:
             known["headers"] = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
     return found
 

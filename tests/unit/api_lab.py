@@ -145,6 +145,7 @@ class Api:
         self.confirm_timeout = 5.0
         self.store = Artifacts("memory://")
         self.tokens: list[str] = []
+        self.read_tokens: list[str] = []
 
     def app(self) -> FastAPI:
         paint = Workflow("paint", {}, Binding.model_validate(BINDING))
@@ -156,6 +157,7 @@ class Api:
             offer=Offer({"comfyui": "comfyui", "openai": "openai_images"}, Workflows({"paint": paint})),
             metrics=self.metrics,
             tokens=self.tokens,
+            read_tokens=self.read_tokens,
             confirm_timeout_seconds=self.confirm_timeout,
         )
 

@@ -88,6 +88,21 @@ def test_without_the_right_token_nothing_is_done_and_nothing_is_learned(api: Api
         assert api.place(RED, headers={"Authorization": f"bearer {token}"}).status_code == 202
 
 
+def test_a_token_for_reading_looks_and_changes_nothing(api: Api) -> None:
+    api.tokens, api.read_tokens = ["0123456789abcdef"], ["fedcba9876543210"]
+    task = a_task()
+    api.rows.rows[task.id] = task
+    reader = {"Authorization": "Bearer fedcba9876543210"}
+    for path in ("/v1/orders", f"/v1/orders/{task.id}", "/v1/workflows"):
+        assert api.ask("GET", path, headers=reader).status_code == 200
+    problem_of(api.ask("GET", f"/v1/orders/{task.id}/artifacts/0", headers=reader), 404, "no_picture")
+    problem_of(api.place(RED, headers=reader), 403, "forbidden")
+    problem_of(api.place(b"no JSON", headers=reader), 403, "forbidden")
+    problem_of(api.ask("POST", f"/v1/orders/{task.id}/cancel", headers=reader), 403, "forbidden")
+    assert (api.publisher.published, api.rows.cancelled) == ([], [])
+    problem_of(api.ask("GET", "/v1/orders", headers={"Authorization": "Bearer fedcba987654321"}), 401, "unauthorized")
+
+
 @pytest.mark.parametrize(
     ("host", "is_local"),
     [
@@ -127,7 +142,7 @@ def test_a_bug_of_ours_shows_no_traceback(api: Api) -> None:
 def test_the_openapi_document_names_every_answer_and_every_field_of_an_order(api: Api) -> None:
     document = api.ask("GET", "/openapi.json").json()
     place = document["paths"]["/v1/orders"]["post"]
-    assert set(place["responses"]) == {"202", "400", "401", "409", "413", "422", "503"}
+    assert set(place["responses"]) == {"202", "400", "401", "403", "408", "409", "413", "422", "429", "503"}
     schema = place["requestBody"]["content"]["application/json"]["schema"]
     assert set(schema["properties"]) == set(Order.model_fields)
     references = [part.split('"')[0] for part in json.dumps(document).split('"$ref": "#/components/schemas/')[1:]]

@@ -143,6 +143,16 @@ def test_tokens_may_be_several_so_that_they_can_be_changed_one_after_the_other()
     assert "0123456789abcdef" not in repr(both)
 
 
+def test_tokens_for_reading_stand_beside_others_and_are_none_of_them():
+    read = settings(DARKROOM_HTTP_TOKENS="0123456789abcdef", DARKROOM_HTTP_READ_TOKENS="fedcba9876543210")
+    assert read.http_read_token_values == ["fedcba9876543210"]
+    assert "fedcba9876543210" not in repr(read)
+    assert "nobody could place an order" in refusal(DARKROOM_HTTP_READ_TOKENS="fedcba9876543210")
+    said = refusal(DARKROOM_HTTP_TOKENS="0123456789abcdef", DARKROOM_HTTP_READ_TOKENS="0123456789abcdef")
+    assert "is one of DARKROOM_HTTP_TOKENS too" in said
+    assert "0123456789abcdef" not in said
+
+
 @pytest.mark.parametrize("token", ["hunter2", "hunter2hunter2hunter2 x", "pässwordpässword", "=" * 20])
 def test_a_token_that_is_easy_to_guess_or_no_token_is_refused_and_not_shown(token):
     said = refusal(DARKROOM_HTTP_TOKENS=f"0123456789abcdef,{token}")
