@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "drill": "services.ops.drill:drill",
     "backend": "services.ops.backend_commands:backend_app",
     "workflow": "services.ops.setup_commands:workflow_app",
+    "provider": "services.ops.provider_commands:provider_app",
     "doctor": "services.ops.doctor:doctor",
     "migrate": "services.ops.setup_commands:migrate",
 }

@@ -46,6 +46,9 @@ class Settings(BaseSettings):
         description="the RabbitMQ broker, `amqp://` or `amqps://`; several nodes of one cluster are separated by commas"
     )
     backends_file: Path | None = Field(None, description="TOML file that names the backends, one table each")
+    providers_dir: Path | None = Field(
+        None, description="folder of provider tables of your own, `*.toml`, beside the shipped ones"
+    )
     workflows_dir: Path = Field(Path("deploy/workflows"), description="folder of the workflow templates")
     artifacts_url: str = Field(
         "pictures",

@@ -1,10 +1,11 @@
 """What every service process does alike: settings, logs, metrics, health, database, backends, a clean end."""
 
 import logging
+import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
@@ -19,13 +20,16 @@ from shared.database.migrate import current_revision, newest_revision
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.errors import DarkroomError, Outage
+from shared.domain.messages import Order
 from shared.observe import crash, logs, metrics
 from shared.observe.health import Health, Server, Watchdog
 from shared.observe.metrics import Metrics
 from shared.providers.base import Provider
+from shared.providers.comfyui import MAX_PICTURE_BYTES
 from shared.providers.comfyui_http import Timings
 from shared.providers.inputs import Pictures
-from shared.providers.registry import BackendConfig, Tools, build, load_backends
+from shared.providers.registry import BackendConfig, InvalidBackends, Tools, build, load_backends
+from shared.providers.table import Table, load_tables
 from shared.providers.workflow import Workflows, load_workflows
 
 log = logging.getLogger(__name__)
@@ -47,6 +51,7 @@ class Service:
     name: str
     settings: Settings
     backends: Sequence[BackendConfig]
+    tables: Mapping[str, Table]
     topology: Topology
     metrics: Metrics
     health: Health
@@ -75,8 +80,13 @@ class Service:
         return load_workflows(self.settings.workflows_dir)
 
     def providers(self, workflows: Workflows) -> dict[str, Provider]:
-        """One provider per backend of the file and of the table, where jobs of earlier files may still run."""
+        """One provider per backend of the file and of the table, where jobs of earlier files may still run.
+
+        Raises InvalidBackends for one of the file. One that only the table still names is left out when it cannot be
+        made any more: its jobs are asked about once it can.
+        """
         settings = self.settings
+        in_file = {backend.name: backend for backend in self.backends}
         tools = Tools(
             workflows=workflows,
             pictures=Pictures(
@@ -93,21 +103,54 @@ class Service:
                 read=min(10.0, settings.backend_timeout_seconds),
                 settle=settings.settle_seconds,
             ),
+            results=self._results,
+            tables=self.tables,
+            environ=os.environ,
         )
         found: dict[str, Provider] = {}
         for row in self.slots.backends():
             unknown_state = partial(self.metrics.count, "unknown_states_total", backend=row.name)
-            told = replace(tools, observe=partial(self._observe, row.name), unknown_state=unknown_state)
-            found[row.name] = build(row, told)
+            told = replace(
+                tools,
+                observe=partial(self._observe, row.name),
+                unknown_state=unknown_state,
+                on_unknown=in_file[row.name].on_unknown if row.name in in_file else None,
+            )
+            try:
+                found[row.name] = build(row, told)
+            except InvalidBackends as error:
+                if row.name in in_file:
+                    raise
+                log.warning("backend left out", extra={"backend": row.name, "why": str(error)})
         return found
+
+    def _results(self, own: str) -> Pictures:
+        """Fetches pictures that an API made; its own host may be on a private network."""
+        return Pictures(
+            allow_private=self.settings.allow_private_inputs,
+            private_hosts=[own],
+            max_bytes=MAX_PICTURE_BYTES,
+            read_seconds=30.0,
+            limit_seconds=120.0,
+        )
+
+    def problems(self, providers: Mapping[str, Provider], pool: str) -> Callable[[Order], Sequence[str]]:
+        """What is wrong with an order for this pool, whose backends all take the same."""
+        provider = next(providers[backend.name] for backend in self.backends if backend.pool == pool)
+        return lambda order: provider.problems(order.workflow, order.inputs)
 
     def sync_backends(self) -> None:
         """The table `backends` says what the backends file says."""
         wanted = [
-            (b.name, b.pool, b.adapter, b.url, b.capacity, b.max_run_seconds or self.settings.max_run_seconds)
+            (b.name, b.pool, b.kind, b.url, b.capacity, b.max_run_seconds or self.settings.max_run_seconds)
             for b in self.backends
         ]
-        self.slots.sync(wanted, rates={b.name: b.rate for b in self.backends if b.rate is not None})
+        ttls = {b.name: self.tables[b.provider].result_ttl_s for b in self.backends if b.provider is not None}
+        self.slots.sync(
+            wanted,
+            rates={b.name: b.rate for b in self.backends if b.rate is not None},
+            result_ttls={name: ttl for name, ttl in ttls.items() if ttl is not None},
+        )
 
     def watch(self, broker: Broker, *, needs_database: bool = True) -> None:
         """Have readiness follow the broker and the database; without need of the database it is only reported."""
@@ -179,7 +222,8 @@ def start(name: str, threads: int) -> Service:
     crash.arm(settings.kill_at)
     if settings.backends_file is None:
         raise CannotStart("DARKROOM_BACKENDS_FILE is not set: name the TOML file with your [[backend]] tables")
-    backends = load_backends(settings.backends_file)
+    tables = load_tables(settings.providers_dir)
+    backends = load_backends(settings.backends_file, tables)
     pools = list(dict.fromkeys(backend.pool for backend in backends))
     topo = topology(pools)
     measured = metrics.build(
@@ -189,6 +233,7 @@ def start(name: str, threads: int) -> Service:
         name=name,
         settings=settings,
         backends=backends,
+        tables=tables,
         topology=topo,
         metrics=measured,
         health=Health(measured, required=("broker", "database")),

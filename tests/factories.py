@@ -21,7 +21,7 @@ from shared.database.tasks import Tasks
 from shared.domain.messages import CheckTasks, Delivery, Message, Order, TaskRef, check, permit
 from shared.domain.task import Reason, Stage, Status, Task, job_key_for
 from shared.observe import metrics
-from shared.providers.base import Accepted, Gone, Job, JobState, Prepared, Running, Succeeded
+from shared.providers.base import Accepted, Failed, Gone, Job, JobState, Prepared, Running, Succeeded, Unclear
 
 T = TypeVar("T")
 
@@ -152,7 +152,7 @@ class Rows:
         return self.tasks.may_post([(task, body_hash)], lease_seconds)[0]
 
     def record(self, task: Task, job_id: str | None = None, due_in: float = 60) -> Task | None:
-        return self.tasks.record([(task, job_id or str(task.job_key))], due_in)[0]
+        return self.tasks.record([(task, Accepted(job_id or str(task.job_key)))], due_in)[0]
 
     def failed(self, task: Task | None = None, **fields: Any) -> Task:
         task = task or self.pending(**fields)
@@ -193,9 +193,12 @@ class FakeProvider:
     plan("submit", error)                -- the next submit raises it; None: this one goes well
     plan("submit", error, accepted=True) -- it raises too, but the job exists
     meanwhile                            -- name of a call -> what happens while it is under way
+    answer                               -- of submit, instead of the job's id
+    unclear                              -- what `recover` says whatever it is asked
     """
 
     submit_limit_seconds = 1.0
+    result_ttl_seconds: float | None = None
 
     def __init__(self, seconds: float = 0.05) -> None:
         self.seconds = seconds
@@ -204,6 +207,8 @@ class FakeProvider:
         self.cancelled: list[Job] = []
         self.meanwhile: dict[str, Callable[[], object]] = {}
         self.can_cancel = True
+        self.answer: Accepted | Succeeded | Failed | None = None
+        self.unclear: Unclear | None = None
         self.alive = True
         self._plans: dict[str, list[tuple[BaseException | None, bool]]] = defaultdict(list)
         self._lock = threading.Lock()
@@ -221,14 +226,19 @@ class FakeProvider:
         self._step("prepare", job)
         return Prepared(job=job, body={}, body_hash="hash")
 
-    def submit(self, prepared: Prepared) -> Accepted:
+    def submit(self, prepared: Prepared) -> Accepted | Succeeded | Failed:
         job = prepared.job
         self._step("submit", job, lambda: self.jobs.__setitem__(job.job_key, Running()))
-        return Accepted(str(job.job_key))
+        return self.answer or Accepted(str(job.job_key))
 
-    def find(self, job: Job) -> JobState:
+    def problems(self, workflow: str | None, inputs: Mapping[str, Any]) -> list[str]:
+        return []
+
+    def recover(self, job: Job) -> Accepted | Gone | Unclear:
         self._step("find", job)
-        return self.jobs.get(job.job_key, Gone())
+        if self.unclear is not None:
+            return self.unclear
+        return Accepted(job.provider_job_id or str(job.job_key)) if job.job_key in self.jobs else Gone()
 
     def check(self, jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:
         for job in jobs:

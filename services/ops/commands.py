@@ -162,7 +162,7 @@ def replay_letters(
             _end_with_predictions(numbers, replays.preview(numbers), as_json=as_json)
             return
         pools = sorted({backend.pool for backend in Slots(engine, by_whom, Quiet()).backends()})
-        with _publishing(chosen, pools) as publish:
+        with publishing(chosen, pools) as publish:
             replayer = Replayer(letters, replays, publish=publish, pools=pools, metrics=Quiet())
             items = replayer.replay(numbers, by_whom)
     _end_with_items(items, as_json=as_json, dry_run=False)
@@ -201,7 +201,7 @@ def discard_letters(
         letters = DeadLetters(engine, by_whom)
         numbers = list(dict.fromkeys(ids)) if ids else letters.ids(wanted)
         replays = Replays(engine, chosen.default_deadline_seconds)
-        replayer = Replayer(letters, replays, publish=_nothing, pools=(), metrics=Quiet())
+        replayer = Replayer(letters, replays, publish=publish_nothing, pools=(), metrics=Quiet())
         items = replayer.would_discard(numbers, why) if dry_run else replayer.discard(numbers, by_whom, why)
     _end_with_items(items, as_json=as_json, dry_run=dry_run)
 
@@ -222,7 +222,7 @@ def _must_name(ids: list[int] | None, wanted: LetterFilter, *, act_on_all: bool,
 
 
 @contextmanager
-def _publishing(chosen: Settings, pools: Sequence[str]) -> Iterator[Publish]:
+def publishing(chosen: Settings, pools: Sequence[str]) -> Iterator[Publish]:
     """Connects when something is to be published; each call gives up after `confirm_timeout_seconds`."""
     brokers: list[Broker] = []
 
@@ -239,7 +239,7 @@ def _publishing(chosen: Settings, pools: Sequence[str]) -> Iterator[Publish]:
             broker.stop()
 
 
-def _nothing(_: Sequence[Message]) -> None:
+def publish_nothing(_: Sequence[Message]) -> None:
     """A discard publishes nothing."""
 
 

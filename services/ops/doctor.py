@@ -1,7 +1,8 @@
 """`darkroom doctor`: looks at everything this installation stands on, and says in plain words what it found."""
 
+import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotInTime
 from functools import partial
@@ -17,7 +18,9 @@ from shared.database.examine import examine_database
 from shared.domain.errors import StorageAway
 from shared.domain.finding import Finding, Verdict
 from shared.providers.comfyui_examine import examine_comfyui
+from shared.providers.http_examine import examine_api
 from shared.providers.registry import BackendConfig, InvalidBackends, load_backends
+from shared.providers.table import InvalidTables, Table, load_tables
 from shared.providers.workflow import InvalidWorkflows, Workflows, load_workflows
 from shared.storage import Artifacts
 from shared.terminal import AsJson, print_json, settings, table
@@ -46,7 +49,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def examine(given: Settings) -> list[Finding]:
     """Everything found, in a fixed order. No part keeps another from being looked at."""
-    backends, workflows, findings = _files(given)
+    backends, tables, workflows, findings = _files(given)
     pools = sorted({backend.pool for backend in backends}) or ["comfyui"]
     parts: dict[str, Callable[[], Iterable[Finding]]] = {
         "broker": partial(examine_broker, given.amqp_urls, topology(pools), hold_seconds=given.hold_seconds),
@@ -54,7 +57,11 @@ def examine(given: Settings) -> list[Finding]:
         "artifact store": partial(_store, given.artifacts_url),
     }
     for backend in backends:
-        parts[f"backend {backend.name}"] = partial(examine_comfyui, backend.name, backend.url, workflows)
+        parts[f"backend {backend.name}"] = (
+            partial(examine_comfyui, backend.name, backend.url, workflows)
+            if backend.provider is None
+            else partial(examine_api, backend.name, tables[backend.provider], os.environ)
+        )
     threads = ThreadPoolExecutor(len(parts))
     begun = {about: threads.submit(lambda look=look: list(look())) for about, look in parts.items()}  # type: ignore[misc]  # mypy cannot type a lambda with a default
     threads.shutdown(wait=False)
@@ -70,25 +77,29 @@ def examine(given: Settings) -> list[Finding]:
     return [*findings, *_prefetch(given, backends)]
 
 
-def _files(given: Settings) -> tuple[tuple[BackendConfig, ...], Workflows, list[Finding]]:
+def _files(
+    given: Settings,
+) -> tuple[tuple[BackendConfig, ...], Mapping[str, Table], Workflows, list[Finding]]:
     findings = []
     backends: tuple[BackendConfig, ...] = ()
+    tables: dict[str, Table] = {}
     workflows = Workflows({})
     if given.backends_file is None:
         advice = "name your servers in a file, see README, and set DARKROOM_BACKENDS_FILE"
         findings.append(Finding("backends file", Verdict.WARN, "none is set", advice))
     else:
         try:
-            backends = load_backends(Path(given.backends_file))
+            tables = load_tables(given.providers_dir)
+            backends = load_backends(Path(given.backends_file), tables)
             findings.append(Finding("backends file", Verdict.OK, f"{len(backends)} backends"))
-        except InvalidBackends as error:
+        except (InvalidBackends, InvalidTables) as error:
             findings.append(Finding("backends file", Verdict.FAIL, "; ".join(error.problems), "correct it"))
     try:
         workflows = load_workflows(given.workflows_dir)
         findings.append(Finding("workflows", Verdict.OK, f"{len(workflows.names())} templates"))
     except InvalidWorkflows as error:
         findings.append(Finding("workflows", Verdict.FAIL, "; ".join(error.problems), "correct them"))
-    return backends, workflows, findings
+    return backends, tables, workflows, findings
 
 
 def _store(url: str) -> Iterator[Finding]:

@@ -8,7 +8,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import sqlalchemy as sa
@@ -39,6 +39,8 @@ _STATE_GAUGES: Final = (
     "backend_inflight_tasks",
     "backend_capacity_tasks",
     "backend_up",
+    "backend_account_refused",
+    "results_at_risk",
     "dead_letters_open",
 )
 
@@ -98,7 +100,7 @@ class Exporter:
     def _state(self) -> None:
         state = read_state(self._engine)
         self._waiting(state.waiting)
-        self._load(state.backends)
+        self._load(state.backends, state.at_risk)
         for bound, count in state.overdue.items():
             self._metrics.set("tasks_overdue", count, bound=bound)
         for stage in Stage:
@@ -119,7 +121,7 @@ class Exporter:
                 age = oldest.get((pool, status), 0.0)
                 self._metrics.set("task_oldest_age_seconds", age, pool=pool, status=status)
 
-    def _load(self, backends: Sequence[Backend]) -> None:
+    def _load(self, backends: Sequence[Backend], at_risk: Mapping[str, int]) -> None:
         elsewhere = 0
         for backend in backends:
             if backend.name not in self._backends:
@@ -128,6 +130,8 @@ class Exporter:
             self._metrics.set("backend_inflight_tasks", backend.in_flight, backend=backend.name)
             self._metrics.set("backend_capacity_tasks", backend.capacity, backend=backend.name)
             self._metrics.set("backend_up", backend.health == "up", backend=backend.name)
+            self._metrics.set("backend_account_refused", backend.health == "refused", backend=backend.name)
+            self._metrics.set("results_at_risk", at_risk.get(backend.name, 0), backend=backend.name)
         self._metrics.set("backend_inflight_tasks", elsewhere, backend=OTHER)
 
     def _invariants(self) -> None:

@@ -7,11 +7,17 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from services.ops import unknown
+from services.ops.commands import publish_nothing, publishing
+from services.ops.replay import Item, Replayer
 from services.ops.trace import Event, events_of, waterfall
 from shared.database.adopt import Refused
 from shared.database.adopt import adopt as adopt_job
+from shared.database.dead_letters import DeadLetters
 from shared.database.engine import connect
 from shared.database.history import History
+from shared.database.replays import Replays
+from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.messages import Artifact
 from shared.domain.task import Status, Task, task_id_for
@@ -20,6 +26,7 @@ from shared.terminal import AsJson, ByWhom, Quiet, duration, fail, plain, print_
 order_app = typer.Typer(no_args_is_help=True, help="One order: what became of it, its story, its end on request.")
 
 Which = Annotated[str, typer.Argument(metavar="ID|KEY", help="Task id, or the order's idempotency key.")]
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="How you decided; kept with the order.")]
 #: The status that a command ends with when there is no such order.
 _NOT_FOUND: Final = 1
 #: It becomes part of an address at the provider.
@@ -99,6 +106,32 @@ def adopt(
         typer.echo(f"task {after.id} waits for job {job} on {after.backend}; the poller looks at it next")
 
 
+@order_app.command("submit-again")
+def submit_again(which: Which, by: ByWhom, why: Why, as_json: AsJson = False) -> None:
+    """Send an order of unknown outcome once more. Its provider may be paid for two pictures; the order gets one."""
+    chosen = settings(broker=True)
+    engine = connect(chosen.database_url.get_secret_value(), pool_size=1)
+    task = _found(Tasks(engine, by, Quiet()), which)
+    letters, replays = DeadLetters(engine, by), Replays(engine, chosen.default_deadline_seconds)
+    pools = sorted({backend.pool for backend in Slots(engine, by, Quiet()).backends()})
+    with publishing(chosen, pools) as publish:
+        replayer = Replayer(letters, replays, publish=publish, pools=pools, metrics=Quiet())
+        done = unknown.submit_again(letters, replayer, task, by, why)
+    _say(task, done, "is pending again, as a new attempt", as_json=as_json)
+
+
+@order_app.command("give-up")
+def give_up(which: Which, by: ByWhom, why: Why, as_json: AsJson = False) -> None:
+    """Leave an order of unknown outcome failed, and close its dead letter."""
+    chosen = settings()
+    engine = connect(chosen.database_url.get_secret_value(), pool_size=1)
+    task = _found(Tasks(engine, by, Quiet()), which)
+    letters, replays = DeadLetters(engine, by), Replays(engine, chosen.default_deadline_seconds)
+    replayer = Replayer(letters, replays, publish=publish_nothing, pools=(), metrics=Quiet())
+    done = unknown.give_up(letters, replayer, task, by, why)
+    _say(task, done, "stays failed, and its dead letter is closed", as_json=as_json)
+
+
 @order_app.command()
 def trace(which: Which, as_json: AsJson = False) -> None:
     """Tell the whole story of an order: moves, attempts, pictures, dead letters, what people did."""
@@ -126,6 +159,15 @@ def trace(which: Which, as_json: AsJson = False) -> None:
     for key in story.duplicate_keys:
         typer.echo(f"also   {printable(key)} (same order id, kept with this task)")
     typer.echo("\n" + waterfall(story, events))
+
+
+def _say(task: Task, done: Item | str, what: str, *, as_json: bool) -> None:
+    if isinstance(done, str):
+        raise fail(f"task {task.id}: nothing was changed: {done}", 1)
+    if as_json:
+        print_json({"task_id": task.id, "letter": done.letter_id, "result": done.result, "why": done.why})
+    else:
+        typer.echo(f"task {task.id} (key {printable(task.idempotency_key)}) {what}")
 
 
 def _reach(actor: str) -> tuple[Tasks, History]:

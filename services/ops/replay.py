@@ -79,7 +79,7 @@ class Replayer:
         """What `replay` would do with each letter now. Changes nothing, publishes nothing."""
         return self._replays.preview(ids)
 
-    def replay(self, ids: Sequence[int], by_whom: str) -> list[Item]:
+    def replay(self, ids: Sequence[int], by_whom: str, why: str | None = None) -> list[Item]:
         """Each letter in a transaction of its own; the answer says what became of each, in the order of `ids`.
 
         Killed anywhere: what was committed goes on by itself, the rest is still open. Raises DatabaseAway.
@@ -87,7 +87,7 @@ class Replayer:
         items: list[Item] = []
         for start in range(0, len(ids), _CHUNK):
             part = ids[start : start + _CHUNK]
-            done = [(letter_id, self._replay(letter_id, by_whom)) for letter_id in part]
+            done = [(letter_id, self._replay(letter_id, by_whom, why)) for letter_id in part]
             self._make_permits([replay for _, replay in done if isinstance(replay, Replay)])
             items += [self._item(letter_id, replay) for letter_id, replay in done]
         return items
@@ -122,15 +122,15 @@ class Replayer:
             for letter_id in ids
         ]
 
-    def _replay(self, letter_id: int, by_whom: str) -> Replay | BrokerAway | None:
-        answer = self._replays.replay(letter_id, by_whom)
+    def _replay(self, letter_id: int, by_whom: str, why: str | None) -> Replay | BrokerAway | None:
+        answer = self._replays.replay(letter_id, by_whom, why=why)
         if isinstance(answer, EventOwed):
             # Its upstream system hears of every failure, also of one that is being repaired. Twice does no harm.
             try:
                 self._publish([event(answer.task, "failed")])
             except BrokerAway as error:
                 return error
-            answer = self._replays.replay(letter_id, by_whom, paid=answer.task.version)
+            answer = self._replays.replay(letter_id, by_whom, paid=answer.task.version, why=why)
         if isinstance(answer, EventOwed):
             return BrokerAway("the task failed once more at this moment")
         if answer is not None and answer.id is not None and answer.prediction.way is Way.ROW:

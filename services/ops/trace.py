@@ -104,8 +104,9 @@ def _move_text(move: Move) -> str:
 def _attempt_texts(attempt: Attempt) -> Iterator[tuple[datetime, str]]:
     yield attempt.started_at, f"begun on {attempt.backend}, job key {attempt.job_key}"
     if attempt.posted_at:
-        yield attempt.posted_at, "sent to the provider"
+        yield attempt.posted_at, "sent to the provider" + (f", {attempt.posts} times" if attempt.posts > 1 else "")
     if attempt.accepted_at:
         yield attempt.accepted_at, f"accepted as {attempt.provider_job_id}"
     if attempt.ended_at:
-        yield attempt.ended_at, f"ended: {attempt.outcome}{f': {attempt.detail}' if attempt.detail else ''}"
+        cost = f", cost {attempt.cost_actual:g} {attempt.cost_unit}" if attempt.cost_actual is not None else ""
+        yield attempt.ended_at, f"ended: {attempt.outcome}{f': {attempt.detail}' if attempt.detail else ''}{cost}"

@@ -110,7 +110,9 @@ class Check:
     def _look_at(self, message: CheckTasks, found: "_Found", *, one_by_one: bool) -> None:
         """one_by_one -- somebody who had the message in hand may have died of one of its rows"""
         attempts = {ref.task_id: ref.attempt for ref in message.tasks}
-        rows = [row for row in self._tasks.get(attempts).values() if row.attempt == attempts[row.id]]
+        known = self._tasks.get(attempts)
+        # In the order of the message: what vanishes first stands first.
+        rows = [row for id_, attempt in attempts.items() if (row := known.get(id_)) and row.attempt == attempt]
         if not one_by_one:
             self._walk(rows, message.via, found)
             return
@@ -233,13 +235,16 @@ class Check:
             return {}
         is_silent = False
         try:
-            return provider.check([Job.of(row) for row in rows])
+            states = provider.check([Job.of(row) for row in rows])
         except ProviderAway as error:
             is_silent = True
             log.warning("backend did not answer", extra={"backend": backend, "why": str(error)})
             return {}
         finally:
             self._questions.end(backend, began, is_silent=is_silent)
+        if provider.result_ttl_seconds is not None:
+            self._tasks.seen_running(row.id for row in rows if isinstance(states.get(Job.of(row).job_key), Running))
+        return states
 
     def _decide(
         self,
@@ -299,7 +304,7 @@ class Check:
         if not kept:
             self._again(row, Failed(reason=Reason.NO_OUTPUTS, why="the job made no picture", retryable=True), found)
             return
-        change = Change(task=row, to=Status.COMPLETED, artifacts=kept, attempt_outcome="completed")
+        change = Change(task=row, to=Status.COMPLETED, artifacts=kept, attempt_outcome="completed", cost=state.cost)
         completed = self._moved(change, found)
         if completed is None:
             return

@@ -34,7 +34,7 @@ def main() -> None:
         tasks=service.tasks,
         listing=Listing(service.engine),
         store=Artifacts(settings.artifacts_url),
-        offer=Offer({backend.pool: backend.adapter for backend in service.backends}, service.workflows()),
+        offer=Offer.of(service.backends, service.tables, service.workflows()),
         metrics=service.metrics,
         tokens=settings.http_token_values,
         read_tokens=settings.http_read_token_values,

@@ -27,6 +27,7 @@ from shared.domain.messages import Artifact, Order, order_placed
 from shared.domain.task import Status
 from shared.observe.trace import new_trace_id, traceparent_of
 from shared.providers.registry import load_backends
+from shared.providers.table import load_tables
 from shared.providers.workflow import load_workflows
 from shared.terminal import AsJson, Quiet, fail, print_json, printable, seconds_of, settings, tell
 
@@ -119,8 +120,8 @@ def _offer(chosen: Settings) -> Offer | None:
     """What can be ordered, where this machine knows it: upstream machines have neither backends file nor workflows."""
     if chosen.backends_file is None or not chosen.workflows_dir.is_dir():
         return None
-    backends = load_backends(chosen.backends_file)
-    return Offer({backend.pool: backend.adapter for backend in backends}, load_workflows(chosen.workflows_dir))
+    tables = load_tables(chosen.providers_dir)
+    return Offer.of(load_backends(chosen.backends_file, tables), tables, load_workflows(chosen.workflows_dir))
 
 
 def _publish(chosen: Settings, lines: Sequence[Line]) -> None:

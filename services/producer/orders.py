@@ -1,19 +1,21 @@
 """An order as it comes in: read from bytes, and every mistake in it with the field it is in."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Self
 
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from shared.domain.errors import DarkroomError
 from shared.domain.messages import MAX_ORDER_BYTES, Order, order_placed
+from shared.providers.registry import BackendConfig
+from shared.providers.table import Table
 from shared.providers.workflow import Workflows
 
 #: Stands for the field when the mistake is in the order as a whole.
 WHOLE: Final = "order"
-#: The one adapter whose jobs are workflows of ours.
+#: The adapter whose jobs are always workflows of ours.
 _TAKES_WORKFLOWS: Final = "comfyui"
 
 
@@ -50,20 +52,34 @@ class KeysDiffer(DarkroomError):
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What can be ordered here. pools -- name -> adapter that serves it."""
+    """What can be ordered here.
+
+    pools  -- name -> adapter that serves it
+    tables -- name of a pool -> the table of the API provider that serves it
+    """
 
     pools: Mapping[str, str]
     workflows: Workflows
+    tables: Mapping[str, Table] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, backends: Sequence[BackendConfig], tables: Mapping[str, Table], workflows: Workflows) -> Self:
+        """What these backends serve."""
+        of_pools = {backend.pool: tables[backend.provider] for backend in backends if backend.provider is not None}
+        return cls({backend.pool: backend.adapter for backend in backends}, workflows, of_pools)
 
     def needs_workflow(self, pool: str) -> bool:
-        return self.pools[pool] == _TAKES_WORKFLOWS
+        table = self.tables.get(pool)
+        return self.pools[pool] == _TAKES_WORKFLOWS if table is None else table.workflow
 
     def mistakes(self, order: Order) -> list[Mistake]:
         """An unknown pool or workflow, and inputs outside of their bounds. Pure."""
         if order.pool not in self.pools:
             return [Mistake("pool", f"is unknown; there are: {_list(self.pools)}")]
         if not self.needs_workflow(order.pool) and order.workflow is None:
-            return []  # what an API provider takes, its adapter knows; the submitter asks it
+            table = self.tables.get(order.pool)
+            wrong = table.wrong_inputs(order.inputs) if table is not None else {}
+            return [Mistake(f"inputs.{name[:64]}", why) for name, why in wrong.items()]
         workflow = self.workflows.get(order.workflow)
         if workflow is None:
             why = "is missing" if order.workflow is None else "is unknown"

@@ -1,6 +1,7 @@
 """The submitter: orders become rows, permits become provider jobs."""
 
 import logging
+from collections.abc import Mapping
 
 from services.submitter.intake import Intake
 from services.submitter.submit import MARGIN_SECONDS, Submit
@@ -9,7 +10,9 @@ from shared.broker.consumer import Subscription
 from shared.broker.topology import ORDERS_QUEUE, submit_queue
 from shared.observe.logs import ContextPool
 from shared.providers.base import Provider
+from shared.providers.http_api import HttpApi
 from shared.service import CannotStart, Service, run, start
+from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
 
@@ -18,14 +21,15 @@ def main() -> None:
     service = start("submitter", threads=24)
     settings = service.settings
     service.sync_backends()
-    workflows = service.workflows()
-    providers = service.providers(workflows)
+    providers = service.providers(service.workflows())
+    problems = {pool: service.problems(providers, pool) for pool in service.pools}
     _check_lease(settings.lease_seconds, providers)
+    artifacts = Artifacts(settings.artifacts_url)
     intake = Intake(
         service.tasks,
         pools=service.pools,
         pools_now=service.slots.pools,
-        problems=lambda order: workflows.problems(order.workflow, order.inputs),
+        problems=lambda order: problems[order.pool](order),
         default_deadline_seconds=settings.default_deadline_seconds,
         metrics=service.metrics,
     )
@@ -47,11 +51,12 @@ def main() -> None:
             service.slots,
             providers,
             calls=calls[-1],
-            lease_seconds=settings.lease_seconds,
+            lease_seconds=_lease(service, pool, providers),
             first_look_seconds=settings.check_interval_seconds,
             retry=settings.retry,
             metrics=service.metrics,
             stopping=service.stopping,
+            artifacts=artifacts,
         )
         subscriptions.append(
             Subscription(
@@ -93,9 +98,17 @@ def pause_idle_pools(service: Service, broker: Broker) -> None:
         change(submit_queue(pool))
 
 
-def _check_lease(lease_seconds: float, providers: dict[str, Provider]) -> None:
+def _lease(service: Service, pool: str, providers: Mapping[str, Provider]) -> float:
+    """The setting, or longer where an API holds a call for minutes: its table says for how long."""
+    here = [providers[backend.name].submit_limit_seconds for backend in service.backends if backend.pool == pool]
+    return max(service.settings.lease_seconds, max(here) + 2 * MARGIN_SECONDS)
+
+
+def _check_lease(lease_seconds: float, providers: Mapping[str, Provider]) -> None:
     """A lease that can end during a POST lets a second worker send the same job."""
     for name, provider in providers.items():
+        if isinstance(provider, HttpApi):
+            continue  # its pool has a lease of its own
         needed = provider.submit_limit_seconds + MARGIN_SECONDS
         if lease_seconds <= needed:
             raise CannotStart(

@@ -3,16 +3,18 @@
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from threading import Event, Lock
-from typing import Final, TypeVar
+from typing import BinaryIO, Final, TypeVar
 
+from shared.database.failures import after_failure
 from shared.database.moves import Change
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.errors import (
+    AccountRefused,
     DarkroomError,
     DatabaseAway,
     InputLater,
@@ -22,15 +24,18 @@ from shared.domain.errors import (
     ProviderAway,
     ProviderBusy,
     ProviderRejected,
+    StorageAway,
 )
-from shared.domain.messages import TASK_SUBMIT, Delivery, Message, dead_letter, event
+from shared.domain.messages import TASK_SUBMIT, Artifact, Delivery, Message, dead_letter, event
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Hold, Outcome, Verdict
 from shared.domain.retry import Bug, RetryPolicy, killer, tried
 from shared.domain.task import Reason, Stage, Status, Task
 from shared.gathered import Gathered
 from shared.observe.logs import ContextPool, bound
 from shared.observe.metrics import Metrics
-from shared.providers.base import Gone, Job, Prepared, Provider
+from shared.pictures import BrokenPicture
+from shared.providers.base import Accepted, Failed, Gone, Job, Prepared, Provider, Succeeded, Unclear
+from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
 
@@ -40,12 +45,15 @@ T = TypeVar("T")
 _BUSY_SECONDS: Final = 2.0
 #: Room for a slow commit between the last look at the lease and the POST.
 MARGIN_SECONDS: Final = 2.0
+#: Between two tries to fetch or store pictures that a synchronous provider has made: nobody can ask it for them again.
+_AGAIN_SECONDS: Final = 2.0
 
 
 class Submit:
     """Handler of submit.<pool>: one taker per process asks for all permits in hand at once.
 
     first_look_seconds -- when the poller looks at a new job for the first time
+    artifacts          -- keeps what a synchronous provider answers with
     stopping           -- set on SIGTERM: no further waiting for a database that is away
     """
 
@@ -62,6 +70,7 @@ class Submit:
         retry: RetryPolicy,
         metrics: Metrics,
         stopping: Event,
+        artifacts: Artifacts,
     ) -> None:
         self._pool = pool
         self._tasks = tasks
@@ -77,6 +86,7 @@ class Submit:
         self._metrics = metrics
         self._stopping = stopping
         self._alone = Lock()
+        self._artifacts = artifacts
 
     def handle(self, permits: Sequence[Delivery]) -> Sequence[Outcome | Future[Verdict]]:
         """Start as many rows as there are permits and free slots. A redelivered permit walks the same path."""
@@ -115,9 +125,8 @@ class Submit:
         if task.taken_over:
             self._metrics.count("claims_total", pool=self._pool, result="reclaimed")
         try:
-            if (task.taken_over or ask_first) and not isinstance(provider.find(job), Gone):
-                self._metrics.count("duplicates_suppressed_total", point="submit")
-                return self._record(task, provider, job.provider_job_id or str(job.job_key))
+            if (task.taken_over or ask_first) and (verdict := self._recovered(task, provider)) is not None:
+                return verdict
             if not task.may_send:
                 why = f"{task.backend} takes no work now, and never got the job"
                 return self._back_to_pending(task, why, 0.0)
@@ -127,7 +136,9 @@ class Submit:
             if looked is None:
                 return self._not_sent(task)
             with self._record_job.on_the_way():
-                return self._record(task, provider, self._post(task, provider, prepared, looked))
+                return self._answered(task, provider, self._post(task, provider, prepared, looked))
+        except AccountRefused as error:
+            return self._refused(task, error)
         except ProviderBusy as error:
             return self._give_back(task, error)
         except ProviderRejected as error:
@@ -141,32 +152,82 @@ class Submit:
         except ProviderAway as error:
             return self._doubt(task, provider, error)
 
-    def _post(self, task: Task, provider: Provider, prepared: Prepared, looked: float) -> str:
-        """The provider's id of the new job. looked -- our clock when the row became ours for one lease"""
+    def _answered(self, task: Task, provider: Provider, answer: Accepted | Succeeded | Failed) -> Verdict:
+        match answer:
+            case Accepted():
+                return self._record(task, provider, answer)
+            case Succeeded():
+                return self._keep(task, provider, answer)
+            case Failed():
+                return self._ended_badly(task, answer)
+
+    def _recovered(self, task: Task, provider: Provider) -> Verdict | None:
+        """What becomes of a row that may have been sent before; None: sending it makes no second job."""
+        sent = self._insist(lambda: self._tasks.sent(task))
+        found = provider.recover(Job.of(task, sent))
+        match found:
+            case Gone():
+                return None
+            case Accepted():
+                self._metrics.count("duplicates_suppressed_total", point="submit")
+                return self._record(task, provider, found)
+            case Unclear(ask_in=float(seconds)):
+                log.warning("no trace of the job yet", extra={"backend": task.backend, "why": found.searched})
+                self._insist(lambda: self._tasks.own_for(task, seconds, looked=True))
+                return Done()
+            case Unclear(resend=True) if not task.may_send:
+                self._insist(lambda: self._tasks.own_for(task, self._lease))
+                return Done()
+            case Unclear(resend=True):
+                self._possible_double(task, f"sent again as its table says: {found.searched}")
+                return None
+            case Unclear():
+                return self._fail(task, Reason.OUTCOME_UNKNOWN, found.searched)
+
+    def _possible_double(self, task: Task, why: str) -> None:
+        self._metrics.count("possible_double_total", backend=task.backend or "")
+        log.error("possible double", extra={"backend": task.backend, "attempt": task.attempt, "why": why})
+
+    def _post(self, task: Task, provider: Provider, prepared: Prepared, looked: float) -> Accepted | Succeeded | Failed:
+        """What the provider answers. looked -- our clock when the row became ours for one lease"""
         try:
-            return provider.submit(prepared).provider_job_id
+            answer = provider.submit(prepared)
+        except ProviderRejected:
+            self._account_is_good(task)
+            raise
+        else:
+            self._account_is_good(task)
+            return answer
         finally:
             if time.monotonic() - looked > self._lease:
                 # The POST was still in flight when the lease ended, or we stalled before it: the two cases in which
                 # another owner may have found nothing and sent the job too.
-                self._metrics.count("possible_double_total", backend=task.backend or "")
-                log.error("possible double", extra={"backend": task.backend, "attempt": task.attempt})
+                self._possible_double(task, "the POST took longer than the lease")
+
+    def _account_is_good(self, task: Task) -> None:
+        """The provider looked at an order of this account."""
+        name = task.backend or ""
+        if task.is_probe and self._insist(lambda: self._slots.set_health(name, "up", only_from="refused")):
+            log.info("backend health changed", extra={"backend": name, "health": "up"})
 
     def _doubt(self, task: Task, provider: Provider, error: ProviderAway | OutcomeUnknown) -> Verdict:
         """A job may exist. Nobody sends anything before the lease is over and the provider has been asked."""
         log.warning("provider gave no answer", extra={"backend": task.backend, "why": str(error)})
         if not provider.is_alive():
             self._down(task, error)
+        ask_in = error.ask_in if isinstance(error, OutcomeUnknown) else None
+        if ask_in is not None:
+            self._insist(lambda: self._tasks.own_for(task, ask_in))
         return Done()
 
     def _broken(self, task: Task, provider: Provider, error: OutcomeUnknown) -> Verdict:
         """The provider answered with an error of its own. When it has no job either, that used up a try."""
         try:
-            found = provider.find(Job.of(task))
+            verdict = self._recovered(task, provider)
         except ProviderAway as away:
             return self._doubt(task, provider, away)
-        if not isinstance(found, Gone):
-            return self._record(task, provider, str(task.job_key))
+        if verdict is not None:
+            return verdict
         log.warning("provider is broken", extra={"backend": task.backend, "why": str(error)})
         charged = task.charged + 1
         if not self._retry.has_tries_left(charged):
@@ -176,7 +237,7 @@ class Submit:
     def _begin_posts(self, posts: Sequence[tuple[Task, str]]) -> Sequence[bool]:
         return self._tasks.may_post(posts, self._lease)
 
-    def _record_jobs(self, accepted: Sequence[tuple[Task, str]]) -> Sequence[Task | None]:
+    def _record_jobs(self, accepted: Sequence[tuple[Task, Accepted]]) -> Sequence[Task | None]:
         return self._tasks.record(accepted, self._first_look)
 
     def _begin_post(self, task: Task, provider: Provider, prepared: Prepared) -> float | None:
@@ -192,24 +253,79 @@ class Submit:
                 return looked
             log.warning("lease answered too late", extra={"backend": task.backend})
 
-    def _record(self, task: Task, provider: Provider, job_id: str) -> Verdict:
-        recorded = self._insist(lambda: self._record_job((task, job_id)))
+    def _record(self, task: Task, provider: Provider, accepted: Accepted) -> Verdict:
+        recorded = self._insist(lambda: self._record_job((task, accepted)))
         if recorded is not None:
             log.info("task moved", extra={"from": task.status, "to": recorded.status, "backend": task.backend})
             return Done(then=[event(recorded, "processing")])
         now = self._insist(lambda: self._tasks.refresh(task))
         if now.attempt == task.attempt and now.status in {Status.SUBMITTING, Status.PROCESSING, Status.COMPLETED}:
             return Done()  # our own commit worked, or the new owner has the same job under the same key
-        return self._undo(now, task, provider, job_id)
+        return self._undo(now, task, provider, accepted)
 
-    def _undo(self, now: Task, task: Task, provider: Provider, job_id: str) -> Verdict:
+    def _undo(self, now: Task, task: Task, provider: Provider, accepted: Accepted) -> Verdict:
         """Nobody wants the job any more: the row was cancelled, has failed, or is at another attempt."""
+        job = replace(Job.of(task), provider_job_id=accepted.provider_job_id, handle=accepted.handle)
         try:
-            gone = provider.cancel(replace(Job.of(task), provider_job_id=job_id))
+            gone = provider.cancel(job)
         except ProviderAway as error:
             log.warning("job left to check", extra={"backend": task.backend, "why": str(error)})
             gone = False
         return _settled(now, task) if gone else Done()
+
+    def _keep(self, task: Task, provider: Provider, made: Succeeded) -> Verdict:
+        """A synchronous provider's pictures, stored in the same breath: nobody can ask for them again."""
+        if not self._insist(lambda: self._tasks.own_for(task, self._lease)):
+            return self._not_sent(task)
+        ends = time.monotonic() + self._lease - MARGIN_SECONDS
+        while True:
+            try:
+                pictures = provider.fetch(Job.of(task), made.outputs)
+                kept = self._stored(task, pictures)
+            except (ProviderAway, StorageAway) as error:
+                log.warning("picture not kept yet", extra={"backend": task.backend, "why": str(error)})
+                if time.monotonic() + _AGAIN_SECONDS > ends:
+                    if isinstance(error, StorageAway):
+                        return self._fail(task, Reason.STORE_FAILED, str(error))
+                    return self._ended_badly(task, Failed(reason=Reason.NO_OUTPUTS, why=str(error), retryable=True))
+                if self._stopping.wait(_AGAIN_SECONDS):
+                    raise
+            except (BrokenPicture, FileNotFoundError) as error:
+                return self._ended_badly(task, Failed(reason=Reason.NO_OUTPUTS, why=str(error), retryable=True))
+            else:
+                return self._complete(task, made, kept)
+
+    def _stored(self, task: Task, pictures: Iterable[BinaryIO]) -> list[Artifact]:
+        kept = []
+        for index, picture in enumerate(pictures):
+            with picture:
+                kept.append(self._artifacts.put(task.id, task.attempt, index, picture))
+        return kept
+
+    def _complete(self, task: Task, made: Succeeded, kept: Sequence[Artifact]) -> Verdict:
+        change = Change(task=task, to=Status.COMPLETED, artifacts=kept, attempt_outcome="completed", cost=made.cost)
+        completed = self._insist(lambda: self._tasks.move([change])).get(task.id)
+        if completed is None:
+            now = self._insist(lambda: self._tasks.refresh(task))
+            if now.status is not Status.COMPLETED:
+                return self._not_sent(task)
+            completed = now  # our own commit worked
+        log.info("task moved", extra={"from": task.status, "to": completed.status, "pictures": len(kept)})
+        then = [event(completed, "completed", list(kept))]
+        return Done(then=then, follow_up_of=[FollowUp(completed.id, completed.version)])
+
+    def _ended_badly(self, task: Task, failed: Failed) -> Verdict:
+        """The provider made a job and the job is known to have failed: another attempt if tries are left."""
+        change = after_failure(
+            task, failed.reason, failed.why, retry=self._retry, retryable=failed.retryable, stage=Stage.SUBMIT
+        )
+        return self._ended(task, change)
+
+    def _refused(self, task: Task, error: AccountRefused) -> Verdict:
+        """No order is at fault: it waits, and so do all others of this account."""
+        if self._insist(lambda: self._slots.refuse(task.backend or "", str(error))):
+            log.error("account refused: its orders wait", extra={"backend": task.backend, "why": str(error)})
+        return self._back_to_pending(task, str(error), 0.0)
 
     def _not_sent(self, task: Task) -> Verdict:
         """The row moved before anything was sent for it: a cancelled one owes no cancel and gives up its slot now."""
@@ -249,8 +365,19 @@ class Submit:
             avoid_backend=task.backend if is_broken else None,
             attempt_outcome=outcome,
         )
-        moved = self._insist(lambda: self._tasks.move([change]))
-        return Done() if moved else self._not_sent(task)
+        return self._ended(task, change)
+
+    def _ended(self, task: Task, change: Change) -> Verdict:
+        """Make the move of a row whose attempt is over; its last word if that is its end."""
+        moved = self._insist(lambda: self._tasks.move([change])).get(task.id)
+        if moved is None:
+            return self._not_sent(task)
+        if moved.status is not Status.FAILED:
+            log.warning("attempt ended", extra={"attempt": task.attempt, "why": change.detail})
+            return Done()
+        log.warning("task failed", extra={"reason": change.reason, "why": change.detail})
+        then: list[Message] = [dead_letter(moved), event(moved, "failed")]
+        return Done(then=then, follow_up_of=[FollowUp(moved.id, moved.version)])
 
     def _fail(self, task: Task, reason: Reason, why: str, *, cancel_owed: bool = False) -> Verdict:
         change = Change(
@@ -264,14 +391,10 @@ class Submit:
             cancel_owed=cancel_owed,
             due_in=0.0 if cancel_owed else 30.0,
         )
-        failed = self._insist(lambda: self._tasks.move([change])).get(task.id)
         if cancel_owed:
+            self._insist(lambda: self._tasks.move([change]))
             return Done()  # check does the rest, or whoever moved the row: its due_at sees to it
-        if failed is None:
-            return self._not_sent(task)
-        log.warning("task failed", extra={"reason": reason, "why": why})
-        then: list[Message] = [dead_letter(failed), event(failed, "failed")]
-        return Done(then=then, follow_up_of=[FollowUp(failed.id, failed.version)])
+        return self._ended(task, change)
 
     def _bug(self, task: Task, bug: Bug) -> Verdict:
         """The row fails, this one alone. A job may exist: the row owes its cancelling before the follow-up is paid."""

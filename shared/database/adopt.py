@@ -68,7 +68,15 @@ def adopt(
         deadline = float((row.body or {}).get("deadline_seconds") or default_deadline)
         place = {"backend": attempt.backend, "job_key": attempt.job_key}
         c.execute(_PREPARE, place | {"id": row.id, "tries": tries, "deadline": deadline})
-        change = Change(task=row, to=Status.PROCESSING, reason="adopt", detail=why, provider_job_id=job_id, due_in=0.0)
+        change = Change(
+            task=row,
+            to=Status.PROCESSING,
+            reason="adopt",
+            detail=why,
+            provider_job_id=job_id,
+            job_handle={},  # what stands there belongs to another job
+            due_in=0.0,
+        )
         moved = move_in(c, [change], by_whom)
         c.execute(_REOPEN_ATTEMPT, {"id": row.id, "attempt": row.attempt, "job": job_id})
         c.execute(_CLOSE_LETTERS, {"id": row.id, "attempt": row.attempt, "by_whom": by_whom})

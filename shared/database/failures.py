@@ -19,8 +19,9 @@ def after_failure(
     retryable: bool = True,
     elsewhere: bool = False,
     outcome: str | None = None,
+    stage: Stage = Stage.CHECK,
 ) -> Change:
-    """The move of a processing row whose job is known to have ended badly; the attempt is charged either way.
+    """The move of a row whose job is known to have ended badly; the attempt is charged either way.
 
     retryable -- another attempt may work
     elsewhere -- it goes to another server if there is one
@@ -29,10 +30,10 @@ def after_failure(
     charged = row.charged + 1
     ended = outcome or reason
     if not retryable or row.is_past_deadline:
-        return _end(row, reason, why, ended)
+        return _end(row, reason, why, ended, stage)
     if not retry.has_tries_left(charged):
         return _end(
-            row, reason if reason in _OWN_END else Reason.ATTEMPTS_EXHAUSTED, f"{charged} attempts: {why}", ended
+            row, reason if reason in _OWN_END else Reason.ATTEMPTS_EXHAUSTED, f"{charged} attempts: {why}", ended, stage
         )
     return Change(
         task=row,
@@ -46,13 +47,13 @@ def after_failure(
     )
 
 
-def _end(row: Task, reason: Reason, why: str, outcome: str) -> Change:
+def _end(row: Task, reason: Reason, why: str, outcome: str, stage: Stage) -> Change:
     return Change(
         task=row,
         to=Status.FAILED,
         reason=reason,
         detail=why,
-        stage=Stage.CHECK,
+        stage=stage,
         charge=True,
         attempt_outcome=outcome,
     )

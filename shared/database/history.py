@@ -43,6 +43,10 @@ class Attempt:
     ended_at: datetime | None
     outcome: str | None
     detail: str | None
+    posts: int
+    cost_estimated: float | None
+    cost_actual: float | None
+    cost_unit: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +115,8 @@ from task_moves where task_id = :id order by version
 """)
 
 _ATTEMPTS: Final = sa.text("""
-select attempt, backend, job_key, seed, started_at, posted_at, accepted_at, provider_job_id, ended_at, outcome, detail
+select attempt, backend, job_key, seed, started_at, posted_at, accepted_at, provider_job_id, ended_at, outcome, detail,
+    posts, cost_estimated, cost_actual, cost_unit
 from attempts where task_id = :id order by attempt
 """)
 

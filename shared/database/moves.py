@@ -1,5 +1,6 @@
 """The one UPDATE that changes a status, for a batch of rows, by compare-and-set."""
 
+import json
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 
 from shared.database.rows import TASK, task_of
 from shared.domain.messages import Artifact
-from shared.domain.task import Reason, Stage, Status, Task
+from shared.domain.task import Cost, Reason, Stage, Status, Task
 
 #: After a move to a final status its mover publishes the follow-up at once; when it dies first, the row comes due then.
 FOLLOW_UP_GRACE_SECONDS: Final = 30.0
@@ -24,6 +25,8 @@ class Change:
     charge          -- whether the attempt that ends uses up a try
     attempt_outcome -- closes the row of `attempts` with this word
     deadline_in     -- replay: a new deadline, and all tries again
+    job_handle      -- what the provider gave with its job id
+    cost            -- what the attempt that ends has cost
     """
 
     task: Task
@@ -40,6 +43,8 @@ class Change:
     attempt_outcome: str | None = None
     artifacts: Sequence[Artifact] = ()
     deadline_in: float | None = None
+    job_handle: Mapping[str, str] | None = None
+    cost: Cost | None = None
 
 
 _MOVE: Final = sa.text(f"""
@@ -62,15 +67,18 @@ update tasks t set
     backend = case when v.to_status = 'pending' then null else t.backend end,
     job_key = case when v.to_status = 'pending' then null else t.job_key end,
     provider_job_id = case when v.to_status <> 'pending' then coalesce(v.provider_job_id, t.provider_job_id) end,
+    job_handle = case when v.to_status = 'pending' then '{{}}' else coalesce(v.job_handle, t.job_handle) end,
+    result_until = case when v.to_status = 'processing' then now() + interval '1 second'
+        * (select b.result_ttl_seconds from backends b where b.name = t.backend) end,
     cancel_owed = v.cancel_owed,
     told_at = null,
     avoid_backend = coalesce(v.avoid_backend, t.avoid_backend)
 from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:froms as text[]), cast(:tos as text[]),
             cast(:reasons as text[]), cast(:details as text[]), cast(:stages as text[]), cast(:dues as float8[]),
             cast(:frees as float8[]), cast(:charges as int[]), cast(:jobs as text[]), cast(:owed as bool[]),
-            cast(:avoid as text[]), cast(:deadlines as float8[]))
+            cast(:avoid as text[]), cast(:deadlines as float8[]), cast(:handles as jsonb[]))
     as v(id, version, from_status, to_status, reason, detail, stage, due_in, free_in, charge, provider_job_id,
-         cancel_owed, avoid_backend, deadline_in)
+         cancel_owed, avoid_backend, deadline_in, job_handle)
 where t.id = v.id and t.version = v.version and t.status = v.from_status
 returning {TASK}
 """)
@@ -81,10 +89,11 @@ LOCK_IN_ORDER: Final = sa.text("select 1 from tasks where id = any(cast(:ids as 
 
 _END_ATTEMPTS: Final = sa.text("""
 update attempts a set ended_at = now(), outcome = v.outcome, detail = v.detail,
-    provider_job_id = coalesce(v.provider_job_id, a.provider_job_id)
+    provider_job_id = coalesce(v.provider_job_id, a.provider_job_id), cost_actual = v.cost,
+    cost_unit = coalesce(v.cost_unit, a.cost_unit)
 from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:outcomes as text[]), cast(:details as text[]),
-            cast(:jobs as text[]))
-    as v(task_id, attempt, outcome, detail, provider_job_id)
+            cast(:jobs as text[]), cast(:costs as float8[]), cast(:units as text[]))
+    as v(task_id, attempt, outcome, detail, provider_job_id, cost, cost_unit)
 where a.task_id = v.task_id and a.attempt = v.attempt and a.ended_at is null
 """)
 
@@ -139,6 +148,7 @@ def _columns(changes: Sequence[Change], actor: str) -> Mapping[str, Any]:
         "owed": [change.cancel_owed for change in changes],
         "avoid": [change.avoid_backend for change in changes],
         "deadlines": [change.deadline_in for change in changes],
+        "handles": [None if change.job_handle is None else json.dumps(dict(change.job_handle)) for change in changes],
     }
 
 
@@ -153,6 +163,8 @@ def _end_attempts(connection: sa.Connection, changes: Sequence[Change]) -> None:
                 "outcomes": [change.attempt_outcome for change in ended],
                 "details": [_storable(change.detail) for change in ended],
                 "jobs": [change.provider_job_id for change in ended],
+                "costs": [change.cost and change.cost.amount for change in ended],
+                "units": [change.cost and change.cost.unit for change in ended],
             },
         )
 

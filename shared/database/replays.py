@@ -103,6 +103,8 @@ def predicted(letter: StoredLetter, task: Task | None, active: uuid.UUID | None,
         return refused(f"another task for order {task.order_id} is active: {active}")
     deadline = float(task.body.get("deadline_seconds") or default_deadline)
     why = f"pending again after attempt {task.attempt}, with all tries and {_span(deadline)} of time"
+    if task.reason == Reason.OUTCOME_UNKNOWN:
+        why += "; the provider may have made its picture already, and will be paid for another one"
     return Prediction(letter=letter, way=Way.ROW, why=why, task=task, deadline_seconds=deadline)
 
 
@@ -132,15 +134,18 @@ class Replays:
         """What a replay of each letter would do now, oldest letter first; unknown ids are missing. Writes nothing."""
         return in_transaction(self._engine, lambda c: self._preview(c, ids))
 
-    def replay(self, letter_id: int, by_whom: str, paid: int | None = None) -> Replay | EventOwed | None:
+    def replay(
+        self, letter_id: int, by_whom: str, paid: int | None = None, *, why: str | None = None
+    ) -> Replay | EventOwed | None:
         """Send one letter round, in one transaction; of any number of callers at once exactly one does.
 
         paid -- the version of the row whose `failed` event the caller knows to be out
+        why  -- what the person says about it; kept with the deed
 
         None: no such letter. Raises DatabaseAway: it may have worked, and a second call then says "already replayed".
         """
         try:
-            replay = in_transaction(self._engine, lambda c: self._replay(c, letter_id, by_whom, paid))
+            replay = in_transaction(self._engine, lambda c: self._replay(c, letter_id, by_whom, paid, why))
         except sa.exc.IntegrityError as error:
             why = _REFUSALS.get(getattr(getattr(error.orig, "diag", None), "constraint_name", None) or "")
             if why is None:
@@ -180,7 +185,9 @@ class Replays:
             for task in [tasks.get(letter.task_id) if letter.task_id else None]
         ]
 
-    def _replay(self, c: sa.Connection, letter_id: int, by_whom: str, paid: int | None) -> Replay | EventOwed | None:
+    def _replay(
+        self, c: sa.Connection, letter_id: int, by_whom: str, paid: int | None, why: str | None
+    ) -> Replay | EventOwed | None:
         found = c.execute(_LOCK_LETTER, {"id": letter_id}).one_or_none()
         if found is None:
             return None
@@ -198,6 +205,7 @@ class Replays:
         replay_id = int(c.execute(_OPEN, opened).scalar_one())
         c.execute(_CLOSE_LETTER, {"id": letter.id, "by_whom": by_whom})
         detail: dict[str, Any] = {"replay": replay_id, "way": prediction.way, "reason": letter.reason}
+        detail |= {"why": why} if why is not None else {}
         if task is not None:
             change = Change(
                 task=task,

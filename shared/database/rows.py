@@ -11,6 +11,7 @@ TASK: Final = (
     "t.id, t.idempotency_key, t.order_id, t.fingerprint, t.pool, t.priority, t.body, t.status, t.version, t.attempt,"
     " t.charged, t.backend, t.job_key, t.provider_job_id, t.free_at, t.due_at, t.deadline_at, t.created_at,"
     " t.changed_at, t.cancel_owed, t.avoid_backend, t.reason, t.detail, t.stage, t.trace_id, t.told_at,"
+    " t.job_handle,"
     " clock_timestamp() as now"
 )
 
@@ -19,10 +20,10 @@ _FIELDS: Final = tuple(column.rpartition(" ")[2].removeprefix("t.") for column i
 PRIORITIES: Final = (Priority.NORMAL, Priority.HIGH)
 
 
-def task_of(row: sa.Row[Any], *, taken_over: bool = False, may_send: bool = True) -> Task:
+def task_of(row: sa.Row[Any], *, taken_over: bool = False, may_send: bool = True, is_probe: bool = False) -> Task:
     """The Task in a row whose select list ends with TASK."""
     # TASK is the last thing that is selected; by name each column would be looked up anew for every row.
     values = dict(zip(_FIELDS, row[-len(_FIELDS) :], strict=True))
     values["status"] = Status(values["status"])
     values["priority"] = PRIORITIES[values["priority"]]
-    return Task(**values, taken_over=taken_over, may_send=may_send)
+    return Task(**values, taken_over=taken_over, may_send=may_send, is_probe=is_probe)

@@ -41,11 +41,14 @@ backends: Final = sa.Table(
     _maybe("rate_starts", sa.Integer, sa.CheckConstraint("rate_starts >= 1")),
     _maybe("rate_seconds", DOUBLE_PRECISION, sa.CheckConstraint("rate_seconds > 0")),
     _column("enabled", sa.Boolean),
-    _column("health", sa.Text, sa.CheckConstraint("health in ('up', 'down', 'frozen')")),
+    _column("health", sa.Text, sa.CheckConstraint("health in ('up', 'down', 'frozen', 'refused')")),
     _maybe("health_detail", sa.Text),
     _column("health_changed_at", _MOMENT),
     _maybe("paused_until", _MOMENT),
     _maybe("pause_reason", sa.Text),
+    _maybe("result_ttl_seconds", DOUBLE_PRECISION, sa.CheckConstraint("result_ttl_seconds > 0")),
+    _maybe("probe_at", _MOMENT),
+    _maybe("probe_seconds", DOUBLE_PRECISION),
     sa.CheckConstraint("(rate_starts is null) = (rate_seconds is null)"),
 )
 
@@ -88,6 +91,8 @@ tasks: Final = sa.Table(
     _maybe("stage", sa.Text),
     _column("actor", sa.Text),
     _column("trace_id", sa.Text),
+    _column("job_handle", JSONB),
+    _maybe("result_until", _MOMENT),
     sa.CheckConstraint(f"due_at is not null or {_FINAL}"),
     sa.CheckConstraint(f"not ({_STARTED}) or (backend is not null and job_key is not null)"),
     sa.CheckConstraint("status <> 'processing' or provider_job_id is not null"),
@@ -107,6 +112,7 @@ sa.Index(
     tasks.c.created_at,
     postgresql_where=sa.text("status in ('pending', 'submitting')"),
 )
+sa.Index("tasks_result_until", tasks.c.result_until, postgresql_where=sa.text("result_until is not null"))
 sa.Index("tasks_live", tasks.c.backend, postgresql_where=sa.text(f"{_STARTED} or cancel_owed"))
 
 duplicate_keys: Final = sa.Table(
@@ -157,6 +163,11 @@ attempts: Final = sa.Table(
     _maybe("outcome", sa.Text),
     _maybe("detail", sa.Text),
     _column("deaths", sa.SmallInteger),
+    _column("posts", sa.Integer),
+    _column("looks", sa.Integer),
+    _maybe("cost_estimated", DOUBLE_PRECISION),
+    _maybe("cost_actual", DOUBLE_PRECISION),
+    _maybe("cost_unit", sa.Text),
 )
 sa.Index("attempts_started", attempts.c.backend, attempts.c.started_at)
 

@@ -37,10 +37,11 @@ class Backend:
     pause_reason: str | None
     in_flight: int
     leases_over: int
+    is_probe_due: bool = False
 
     @property
     def takes_work(self) -> bool:
-        return self.enabled and self.health == "up" and not self.is_paused
+        return self.enabled and (self.health == "up" or self.is_probe_due) and not self.is_paused
 
     @property
     def wants_permits(self) -> bool:
@@ -59,10 +60,15 @@ class Taken:
     none_left: bool
 
 
+#: A refused account is tried again with one order, at first after so long and then after twice as long each time.
+FIRST_PROBE_SECONDS: Final = 60.0
+LONGEST_PROBE_SECONDS: Final = 900.0
+
 _LOCK: Final = sa.text("""
-select name, capacity, rate_starts from backends
-where pool = :pool and enabled and health = 'up' and coalesce(paused_until <= now(), true)
-    and (cast(:known as text[]) is null or name = any(:known)) order by name for update
+select name, capacity, rate_starts, health = 'refused' as is_refused from backends
+where pool = :pool and enabled and (health = 'up' or health = 'refused' and probe_at <= now())
+    and coalesce(paused_until <= now(), true) and (cast(:known as text[]) is null or name = any(:known))
+order by name for update
 """)
 
 #: A statement of its own, after the lock: one statement for both would count with a snapshot older than the lock.
@@ -114,23 +120,31 @@ select v.*, statement_timestamp() from unnest(cast(:ids as uuid[]), cast(:attemp
                      cast(:job_keys as uuid[]), cast(:seeds as bigint[])) v
 """)
 
+_PROBED: Final = sa.text("""
+update backends set probe_at = now() + probe_seconds * interval '1 second',
+    probe_seconds = least(2 * probe_seconds, :longest) where name = any(:names)
+""")
+
 _SYNC: Final = sa.text("""
-insert into backends (name, pool, adapter, url, capacity, max_run_seconds, rate_starts, rate_seconds)
+insert into backends (name, pool, adapter, url, capacity, max_run_seconds, rate_starts, rate_seconds,
+                      result_ttl_seconds)
 select * from unnest(cast(:names as text[]), cast(:pools as text[]), cast(:adapters as text[]), cast(:urls as text[]),
                      cast(:capacities as int[]), cast(:max_runs as float8[]),
-                     cast(:starts as int[]), cast(:seconds as float8[]))
+                     cast(:starts as int[]), cast(:seconds as float8[]), cast(:ttls as float8[]))
 on conflict (name) do update set pool = excluded.pool, adapter = excluded.adapter, url = excluded.url,
     capacity = excluded.capacity, max_run_seconds = excluded.max_run_seconds, enabled = true,
-    rate_starts = excluded.rate_starts, rate_seconds = excluded.rate_seconds
+    rate_starts = excluded.rate_starts, rate_seconds = excluded.rate_seconds,
+    result_ttl_seconds = excluded.result_ttl_seconds
 where (backends.pool, backends.adapter, backends.url, backends.capacity, backends.max_run_seconds, backends.enabled,
-        backends.rate_starts, backends.rate_seconds)
+        backends.rate_starts, backends.rate_seconds, backends.result_ttl_seconds)
     is distinct from (excluded.pool, excluded.adapter, excluded.url, excluded.capacity, excluded.max_run_seconds, true,
-        excluded.rate_starts, excluded.rate_seconds)
+        excluded.rate_starts, excluded.rate_seconds, excluded.result_ttl_seconds)
 """)
 
 _ALL: Final = sa.text("""
 select b.name, b.pool, b.adapter, b.url, b.capacity, b.max_run_seconds, b.enabled, b.health, b.health_detail,
     coalesce(b.paused_until > now(), false) as is_paused, b.pause_reason,
+    coalesce(b.health = 'refused' and b.probe_at <= now(), false) as is_probe_due,
     (select count(*) from tasks t where t.backend = b.name
         and (t.status in ('submitting', 'processing') or t.cancel_owed)) as in_flight,
     (select count(*) from tasks t where t.backend = b.name
@@ -210,7 +224,7 @@ class Slots:
         return [task for turn in turns if (task := next(queues[turn], None))]
 
     def _own(
-        self, c: sa.Connection, placed: Sequence[tuple[Task, str]], lease: float, working: Collection[str]
+        self, c: sa.Connection, placed: Sequence[tuple[Task, str]], lease: float, rooms: Mapping[str, "_Room"]
     ) -> list[Task]:
         if not placed:
             return []
@@ -231,14 +245,25 @@ class Slots:
             begun: dict[str, Any] = {name: [column[i] for i in new] for name, column in columns.items()}
             del begun["versions"]
             c.execute(_BEGIN_ATTEMPTS, begun | {"seeds": [seed_for(keys[i]) for i in new]})
-        return [task_of(row, taken_over=row.id in over, may_send=row.backend in working) for row in rows]
+        refused = {name for name, room in rooms.items() if room.is_refused}
+        if probed := refused & {row.backend for row in rows}:
+            c.execute(_PROBED, {"names": sorted(probed), "longest": LONGEST_PROBE_SECONDS})
+        return [
+            task_of(row, taken_over=row.id in over, may_send=row.backend in rooms, is_probe=row.backend in refused)
+            for row in rows
+        ]
 
     def sync(
-        self, wanted: Sequence[tuple[str, str, str, str, int, float]], *, rates: Mapping[str, Rate] | None = None
+        self,
+        wanted: Sequence[tuple[str, str, str, str, int, float]],
+        *,
+        rates: Mapping[str, Rate] | None = None,
+        result_ttls: Mapping[str, float] | None = None,
     ) -> None:
         """Make `backends` say what the backends file says: (name, pool, adapter, url, capacity, max_run_seconds).
 
-        rates -- by backend; one that is not named starts as much as there is room for
+        rates       -- by backend; one that is not named starts as much as there is room for
+        result_ttls -- by backend, seconds for which it keeps what a job made; one that is not named keeps it for ever
         """
         columns = list(zip(*sorted(wanted), strict=True)) or [()] * 6
         keys = ("names", "pools", "adapters", "urls", "capacities", "max_runs")
@@ -246,6 +271,7 @@ class Slots:
         limits = [(rates or {}).get(name) for name in values["names"]]
         values["starts"] = [limit and limit.starts for limit in limits]
         values["seconds"] = [limit and limit.seconds for limit in limits]
+        values["ttls"] = [(result_ttls or {}).get(name) for name in values["names"]]
 
         def work(connection: sa.Connection) -> None:
             connection.execute(_SYNC, values)
@@ -266,12 +292,22 @@ class Slots:
         return in_transaction(self._engine, lambda c: frozenset(c.execute(statement).scalars()))
 
     def set_health(self, name: str, health: str, detail: str | None = None, *, only_from: str | None = None) -> bool:
-        """up, down or frozen; True when that changed it. only_from -- leave it alone unless it is this."""
+        """up, down, frozen or refused; True when that changed it. only_from -- leave it alone unless it is this."""
         statement = sa.text("""
             update backends set health = :health, health_detail = :detail, health_changed_at = now()
             where name = :name and health <> :health and (cast(:only_from as text) is null or health = :only_from)
         """)
         values = {"name": name, "health": health, "detail": detail, "only_from": only_from}
+        return in_transaction(self._engine, lambda c: c.execute(statement, values).rowcount == 1)
+
+    def refuse(self, name: str, detail: str) -> bool:
+        """Its account has no money or no valid key: no order but a probe goes there. True when that is news."""
+        statement = sa.text("""
+            update backends set health = 'refused', health_detail = :detail, health_changed_at = now(),
+                probe_seconds = :first, probe_at = now() + cast(:first as float8) * interval '1 second'
+            where name = :name and health = 'up'
+        """)
+        values = {"name": name, "detail": detail[:1000], "first": FIRST_PROBE_SECONDS}
         return in_transaction(self._engine, lambda c: c.execute(statement, values).rowcount == 1)
 
     def freeze(self, name: str, job_key: uuid.UUID | None) -> bool:
@@ -303,12 +339,12 @@ class Slots:
         return self._by_hand(statement, values, by_whom, "backend pause", {"reason": reason, "seconds": seconds})
 
     def resume(self, name: str, by_whom: str) -> bool:
-        """Give it work again, also when it was frozen; False when no such backend."""
+        """Give it work again, also when it was frozen or refused; False when no such backend."""
         statement = sa.text("""
             update backends set paused_until = null, pause_reason = null,
-                health = case health when 'frozen' then 'up' else health end,
-                health_detail = case when health <> 'frozen' then health_detail end,
-                health_changed_at = case health when 'frozen' then now() else health_changed_at end
+                health = case when health in ('frozen', 'refused') then 'up' else health end,
+                health_detail = case when health not in ('frozen', 'refused') then health_detail end,
+                health_changed_at = case when health in ('frozen', 'refused') then now() else health_changed_at end
             where name = :name
         """)
         return self._by_hand(statement, {"name": name}, by_whom, "backend resume", {})
@@ -331,11 +367,12 @@ def _frozen_by(job_key: uuid.UUID | None) -> str:
 
 @dataclass(slots=True)
 class _Room:
-    """What one backend that takes work may still be given. starts -- what its rate allows now"""
+    """What one backend that takes work may still be given. starts -- what its rate allows now; one for a probe"""
 
     capacity: int
     load: int
     starts: int
+    is_refused: bool = False
 
     @property
     def free(self) -> int:
@@ -356,7 +393,11 @@ def _rooms(c: sa.Connection, pool: str, known: list[str] | None) -> dict[str, _R
         b.name: _Room(
             capacity=b.capacity,
             load=live.get(b.name, 0),
-            starts=b.capacity if b.rate_starts is None else b.rate_starts - started[b.name],
+            starts=min(
+                b.capacity if b.rate_starts is None else b.rate_starts - started[b.name],
+                1 if b.is_refused else b.capacity,
+            ),
+            is_refused=b.is_refused,
         )
         for b in backends
     }

@@ -37,12 +37,15 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """dead_letters -- how many nobody has decided about, by (stage, reason)"""
+    """dead_letters -- how many nobody has decided about, by (stage, reason)
+    at_risk      -- jobs by backend whose result may vanish soon: nobody saw them running for half of its time
+    """
 
     waiting: Sequence[Waiting]
     overdue: Mapping[Bound, int]
     backends: Sequence[Backend]
     dead_letters: Mapping[tuple[str, str], int]
+    at_risk: Mapping[str, int]
 
 
 #: In two halves, each through its own partial index. Finished tasks are not counted: that would read the whole table.
@@ -73,6 +76,14 @@ select stage, reason, count(*) as rows from dead_letters where state = 'open' gr
 """)
 
 
+#: Through the index over result_until, which only jobs of providers have that throw results away.
+_AT_RISK: Final = sa.text("""
+select t.backend, count(*) as rows from tasks t join backends b on b.name = t.backend
+where t.result_until < now() + 0.5 * b.result_ttl_seconds * interval '1 second' and t.status = 'processing'
+group by t.backend
+""")
+
+
 def read_state(engine: sa.Engine) -> State:
     """All of it as of one moment. Raises DatabaseAway, or the driver's error when it takes longer than 5 s."""
 
@@ -93,6 +104,7 @@ def read_state(engine: sa.Engine) -> State:
                 Bound.DEADLINE: c.execute(_PAST_DEADLINE, grace).scalar_one(),
             },
             backends=read_backends(c),
+            at_risk={row.backend: row.rows for row in c.execute(_AT_RISK)},
             dead_letters={(row.stage, row.reason): row.rows for row in c.execute(_DEAD_LETTERS)},
         )
 

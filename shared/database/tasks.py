@@ -13,7 +13,7 @@ from shared.database.moves import LOCK_IN_ORDER, Change, move_in
 from shared.database.rows import TASK, task_of
 from shared.domain.messages import Artifact
 from shared.domain.outcome import FollowUp
-from shared.domain.task import LEGAL_MOVES, Reason, Status, Task
+from shared.domain.task import LEGAL_MOVES, Accepted, Reason, Sent, Status, Task
 from shared.observe.crash import CrashPoint, crash_point
 
 _BY_ID: Final = sa.text(f"select {TASK} from tasks t where t.id = any(cast(:ids as uuid[]))")
@@ -35,18 +35,44 @@ with owned as (
     where t.id = v.id and t.version = v.version and t.status = 'submitting' and t.deadline_at > clock_timestamp()
     returning t.id, t.version, t.attempt, v.body_hash
 )
-update attempts a set body_hash = owned.body_hash, posted_at = clock_timestamp()
+update attempts a set body_hash = owned.body_hash, posted_at = coalesce(a.posted_at, clock_timestamp()),
+    posts = a.posts + 1
 from owned where a.task_id = owned.id and a.attempt = owned.attempt
 returning owned.id, owned.version
 """)
 
 _ACCEPTED: Final = sa.text("""
-update attempts a set provider_job_id = v.job, accepted_at = coalesce(a.accepted_at, now())
-from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:jobs as text[])) as v(id, attempt, job)
+update attempts a set provider_job_id = v.job, accepted_at = coalesce(a.accepted_at, now()),
+    cost_estimated = v.cost, cost_unit = v.unit
+from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:jobs as text[]), cast(:costs as float8[]),
+            cast(:units as text[])) as v(id, attempt, job, cost, unit)
 where a.task_id = v.id and a.attempt = v.attempt
 """)
 
 _ACCEPTED_AS: Final = sa.text("select a.provider_job_id from attempts a where a.task_id = :id and a.attempt = :attempt")
+
+_SENT: Final = sa.text("""
+select posts, looks, posted_at as first_at, provider_job_id, clock_timestamp() as now from attempts
+where task_id = :id and attempt = :attempt
+""")
+
+#: For a row we own: whoever takes it over gives it another version.
+_OWN: Final = sa.text("""
+with owned as (
+    update tasks t set free_at = now() + :seconds * interval '1 second', due_at = now() + :seconds * interval '1 second'
+    where t.id = :id and t.version = :version and t.status = 'submitting' returning t.id, t.attempt
+)
+update attempts a set looks = a.looks + :looks from owned where a.task_id = owned.id and a.attempt = owned.attempt
+returning a.task_id
+""")
+
+#: A tenth of the time may pass before a row is written again, so a job that runs costs few writes.
+_SEEN_RUNNING: Final = sa.text("""
+update tasks t set result_until = now() + b.result_ttl_seconds * interval '1 second'
+from backends b
+where b.name = t.backend and t.id = any(cast(:ids as uuid[])) and t.status = 'processing'
+    and t.result_until < now() + 0.9 * b.result_ttl_seconds * interval '1 second'
+""")
 
 #: Only the next look is written, so a row that is being moved meanwhile is not disturbed. A final row whose
 #: follow-up goes wrong is not looked at as often as a running job.
@@ -58,7 +84,7 @@ _NEXT_LOOK: Final = """update tasks t set due_at = case
 _TAKE_DUE: Final = sa.text(f"""
 with due as (
     select id from tasks where due_at <= now() and (status = 'pending' or pool <> all(:skip_pools))
-    order by due_at limit :limit for update skip locked
+    order by result_until nulls last, due_at limit :limit for update skip locked
 )
 {_NEXT_LOOK} from due where t.id = due.id
 returning {TASK}
@@ -251,22 +277,54 @@ class Tasks:
         crash_point(CrashPoint.POST_ALLOWED)
         return [(task.id, task.version) in ours for task, _ in posts]
 
-    def record(self, accepted: Sequence[tuple[Task, str]], due_in: float) -> list[Task | None]:
-        """submitting -> processing for each row and its provider job id. One answer each, None: the row has moved on.
+    def sent(self, task: Task) -> Sent:
+        """What is known of the POSTs of the row's attempt."""
+        values = {"id": task.id, "attempt": task.attempt}
+        return in_transaction(self._engine, lambda c: Sent(**c.execute(_SENT, values).one()._mapping))
 
-        The job id goes to `attempts` in any case.
+    def own_for(self, task: Task, seconds: float, *, looked: bool = False) -> bool:
+        """A submitting row of ours is ours for so long from now, and then anybody's. False: it is not ours any more.
+
+        looked -- the provider was asked in vain what became of the POST
         """
-        changes = [Change(task=t, to=Status.PROCESSING, provider_job_id=job, due_in=due_in) for t, job in accepted]
+        values = {"id": task.id, "version": task.version, "seconds": seconds, "looks": int(looked)}
+        return in_transaction(self._engine, lambda c: c.execute(_OWN, values).rowcount == 1)
+
+    def seen_running(self, ids: Iterable[uuid.UUID]) -> None:
+        """These jobs run, so what they will have made is kept for its whole time from now on."""
+        wanted = [str(id_) for id_ in sorted(ids)]
+
+        def work(c: sa.Connection) -> None:
+            c.execute(LOCK_IN_ORDER, {"ids": wanted})
+            c.execute(_SEEN_RUNNING, {"ids": wanted})
+
+        in_transaction(self._engine, work)
+
+    def record(self, accepted: Sequence[tuple[Task, Accepted]], due_in: float) -> list[Task | None]:
+        """submitting -> processing for each row and its provider job. One answer each, None: the row has moved on.
+
+        The job's id goes to `attempts` in any case.
+        """
+        changes = [
+            Change(
+                task=t, to=Status.PROCESSING, provider_job_id=job.provider_job_id, job_handle=job.handle, due_in=due_in
+            )
+            for t, job in accepted
+        ]
         values = {
             "ids": [str(task.id) for task, _ in accepted],
             "attempts": [task.attempt for task, _ in accepted],
-            "jobs": [job for _, job in accepted],
+            "jobs": [job.provider_job_id for _, job in accepted],
+            "costs": [job.cost and job.cost.amount for _, job in accepted],
+            "units": [job.cost and job.cost.unit for _, job in accepted],
         }
         # First tasks, then attempts, as every move does: the other way round two of them could deadlock.
         return self._move_each(changes, lambda connection, _: connection.execute(_ACCEPTED, values))
 
     def take_due(self, limit: int, next_look: float, skip_pools: Sequence[str] = ()) -> list[Task]:
-        """Rows whose moment has come, oldest first; each comes due again unless it moves.
+        """Rows whose moment has come; each comes due again unless it moves.
+
+        Those whose result vanishes first come first, then the oldest.
 
         next_look  -- seconds until a running job is looked at again
         skip_pools -- pools whose check queue is not draining; their pending rows are taken all the same

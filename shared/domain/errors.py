@@ -7,6 +7,7 @@ DarkroomError
 │   └── StorageAway          the pictures are not kept yet: the row stays and comes due again
 ├── Unpublishable        AMQP or the broker cannot carry a message: sending it again is useless
 ├── ProviderBusy         provably nothing was created: give the row back, charge nothing
+├── AccountRefused       provably nothing was created, for want of money or a valid key: close the backend
 ├── ProviderRejected     provably nothing was created and no retry will help: fail the row with `reason`
 ├── OutcomeUnknown       a job may exist: ask for `job_key` before anything else is sent
 ├── ProviderAway         a question went unanswered: nothing was learned, ask again later
@@ -54,6 +55,13 @@ class ProviderBusy(DarkroomError):
         self.is_down = is_down
 
 
+class AccountRefused(DarkroomError):
+    """The provider takes nothing from this account: no money, a wrong key, a lock. It created nothing.
+
+    No order is at fault, so none may fail for it.
+    """
+
+
 class ProviderRejected(DarkroomError):
     """The provider refused this order for good; it created nothing, or what it created was cancelled."""
 
@@ -63,15 +71,18 @@ class ProviderRejected(DarkroomError):
 
 
 class OutcomeUnknown(DarkroomError):
-    """The request left and no usable answer came. A job may exist; only `find` can tell.
+    """The request left and no usable answer came. A job may exist; only `recover` can tell.
 
-    was_answered -- the provider answered in full, if uselessly (HTTP 500), so it is done with the request: what `find`
-                    does not see now, will not come
+    was_answered -- the provider answered in full, if uselessly (HTTP 500), so it is done with the request: what
+                    `recover` does not see now, will not come
+    ask_in       -- seconds after which `recover` may be called, as nothing of ours is on its way any more; None: when
+                    the lease is over
     """
 
-    def __init__(self, message: str, *, was_answered: bool = False) -> None:
+    def __init__(self, message: str, *, was_answered: bool = False, ask_in: float | None = None) -> None:
         super().__init__(message)
         self.was_answered = was_answered
+        self.ask_in = ask_in
 
 
 class ProviderAway(DarkroomError):

@@ -84,6 +84,48 @@ class Priority(StrEnum):
     HIGH = "high"
 
 
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a job costs, as its provider counts: pictures, tokens, seconds, dollars."""
+
+    amount: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The provider has the job under this id.
+
+    handle -- what it gave with the id to ask about the job, kept with the row
+    cost   -- what the job will cost, as far as somebody can say
+    """
+
+    provider_job_id: str
+    handle: Mapping[str, str] = field(default_factory=dict, repr=False)
+    cost: Cost | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sent:
+    """What is known of the POSTs of one attempt.
+
+    posts           -- how many left; the first one at first_at
+    looks           -- how often the provider was asked in vain what became of them
+    provider_job_id -- what somebody learned later, such as by a callback
+    """
+
+    posts: int
+    looks: int
+    first_at: datetime | None
+    now: datetime
+    provider_job_id: str | None = None
+
+    @property
+    def age_seconds(self) -> float:
+        """Since the first POST; 0 when none left."""
+        return 0.0 if self.first_at is None else (self.now - self.first_at).total_seconds()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """One row of `tasks` as somebody read it. `status` and `version` are what a write must name.
@@ -119,10 +161,14 @@ class Task:
     now: datetime
     #: When the event and the letter of a final row were confirmed; None: they are not known to be out.
     told_at: datetime | None = None
+    #: What the provider gave with its job id to ask about the job.
+    job_handle: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: True only on a row that `take` handed out although somebody had it before: ask the provider first.
     taken_over: bool = False
     #: False only on such a row whose backend takes no work: the provider may be asked, and sent nothing.
     may_send: bool = True
+    #: True only on a row that `take` handed out to see whether its backend's account is good again.
+    is_probe: bool = False
 
     @property
     def workflow(self) -> str | None:

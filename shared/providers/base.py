@@ -1,11 +1,25 @@
 """What a provider can do for us, and how it answers: submit, check, fetch."""
 
+import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Protocol, Self
 
-from shared.domain.task import Reason, Task, seed_for
+from shared.domain.task import Accepted, Cost, Reason, Sent, Task, seed_for
+
+__all__ = [
+    "Accepted",
+    "Failed",
+    "Gone",
+    "Job",
+    "JobState",
+    "Prepared",
+    "Provider",
+    "Running",
+    "Succeeded",
+    "Unclear",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,9 +33,15 @@ class Job:
     workflow: str | None
     inputs: Mapping[str, Any] = field(repr=False)
     provider_job_id: str | None = None
+    #: What the provider gave with the job to ask about it, such as addresses; empty when it gave nothing.
+    handle: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: Seconds since the row came into its status: for a processing one, since the job was accepted.
+    age_seconds: float = math.inf
+    #: What was sent for this attempt before; None when that was not looked up.
+    sent: Sent | None = None
 
     @classmethod
-    def of(cls, task: Task) -> Self:
+    def of(cls, task: Task, sent: Sent | None = None) -> Self:
         """The attempt a submitting or later row is at. Raises ValueError for a row that was never taken."""
         if task.job_key is None:
             raise ValueError(f"task {task.id} has no attempt under way")
@@ -32,7 +52,10 @@ class Job:
             seed=seed_for(task.job_key),
             workflow=task.workflow,
             inputs=task.inputs,
-            provider_job_id=task.provider_job_id,
+            provider_job_id=task.provider_job_id or (sent.provider_job_id if sent is not None else None),
+            handle=task.job_handle,
+            age_seconds=(task.now - task.changed_at).total_seconds(),
+            sent=sent,
         )
 
 
@@ -46,10 +69,17 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
-class Accepted:
-    """The provider has the job under this id."""
+class Unclear:
+    """Whether the provider has the job cannot be told.
 
-    provider_job_id: str
+    searched -- what was asked, for a person to read
+    ask_in   -- seconds after which asking once more may tell; None: it never will
+    resend   -- the provider's table says that one more POST is worth a second bill
+    """
+
+    searched: str
+    ask_in: float | None = None
+    resend: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +99,12 @@ class Succeeded:
     """The work is done; `outputs` is what `fetch` needs, in the order of the pictures.
 
     finished_at -- the provider's own finish stamp, Unix seconds, None when it gives none
+    cost        -- what the job has cost, None when the provider does not say
     """
 
-    outputs: Sequence[Mapping[str, Any]]
+    outputs: Sequence[Mapping[str, Any]] = field(repr=False)
     finished_at: float | None = None
+    cost: Cost | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +149,11 @@ class Provider(Protocol):
 
     #: Seconds that one `submit` may take at most, its own looking after a doubt included; the lease is longer.
     submit_limit_seconds: float
+    #: For how long it keeps what a job made; None: for longer than we are ever away.
+    result_ttl_seconds: float | None
+
+    def problems(self, workflow: str | None, inputs: Mapping[str, Any]) -> list[str]:
+        """What is wrong with such an order, one sentence each; empty: `prepare` will take it. Pure."""
 
     def prepare(self, job: Job) -> Prepared:
         """Fetch, check and upload the inputs and make the body. Creates no job; safe to repeat.
@@ -124,11 +161,17 @@ class Provider(Protocol):
         Raises ProviderRejected (INVALID_WORKFLOW or bounds), InputUnavailable, InputLater, ProviderBusy.
         """
 
-    def submit(self, prepared: Prepared) -> Accepted:
-        """Send the one POST. Raises ProviderBusy, ProviderRejected, OutcomeUnknown."""
+    def submit(self, prepared: Prepared) -> Accepted | Succeeded | Failed:
+        """Send the one POST. A synchronous provider answers with the pictures, or with a job that ended badly.
 
-    def find(self, job: Job) -> JobState:
-        """Whether the provider knows `job.job_key`: Gone only when it is proven absent. Raises ProviderAway."""
+        Raises ProviderBusy, AccountRefused, ProviderRejected, OutcomeUnknown.
+        """
+
+    def recover(self, job: Job) -> Accepted | Gone | Unclear:
+        """What became of a POST whose answer nobody has; `job.sent` says what is known of it.
+
+        Accepted -- the job is there; Gone -- sending (again) makes no second job. Raises ProviderAway.
+        """
 
     def check(self, jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:
         """The state of each job, by job_key: one bulk call, single reads for the absent. Raises ProviderAway."""

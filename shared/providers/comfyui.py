@@ -26,7 +26,7 @@ from shared.domain.errors import (
 )
 from shared.domain.task import Reason
 from shared.observe.crash import CrashPoint, crash_point
-from shared.providers.base import Accepted, Gone, Job, JobState, Prepared, Running
+from shared.providers.base import Accepted, Gone, Job, JobState, Prepared, Running, Unclear
 from shared.providers.comfyui_answers import PromptAccepted, misses_picture, read, refusal
 from shared.providers.comfyui_http import Answer, BadAnswer, NoAnswer, NoConnection, Observe, Server, Timings
 from shared.providers.comfyui_looks import Looks
@@ -71,8 +71,12 @@ class ComfyUI:
         self._looks = Looks(self._server, workflows, settle=self._timings.settle, unknown_state=unknown_state)
         self._uploaded = _Uploads()
         self.submit_limit_seconds = self._submit_limit()
+        self.result_ttl_seconds: float | None = None  # its files stay until somebody deletes them
 
     # -- before the POST
+
+    def problems(self, workflow: str | None, inputs: Mapping[str, Any]) -> list[str]:
+        return self._workflows.problems(workflow, inputs)
 
     def prepare(self, job: Job) -> Prepared:
         """Fetch, check and upload the input pictures and render the graph.
@@ -221,9 +225,14 @@ class ComfyUI:
     # -- questions
 
     def find(self, job: Job) -> JobState:
+        """Gone only when the job is proven absent. Raises ProviderAway."""
         found = self._looks.states([job])[job.job_key]
         crash_point(CrashPoint.JOB_LOOKED_UP)
         return found
+
+    def recover(self, job: Job) -> Accepted | Gone | Unclear:
+        state = self.find(job)
+        return state if isinstance(state, Gone) else Accepted(job.provider_job_id or str(job.job_key))
 
     def check(self, jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:
         states = self._looks.states(jobs)

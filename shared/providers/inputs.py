@@ -7,7 +7,7 @@ more than fits into memory. What we say about it shows no secrets of it: the que
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urljoin, urlsplit
@@ -20,11 +20,15 @@ from shared.providers.addresses import PinnedAdapter, Resolve, is_public, resolv
 from shared.providers.body import pieces
 from shared.providers.picture import Picture, re_encode
 
-__all__ = ["Picture", "Pictures"]
+__all__ = ["NotThere", "Picture", "Pictures"]
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 #: Refusals that may pass: request time-out, too early, too many requests.
 _LATER: Final = frozenset({408, 425, 429})
+
+
+class NotThere(InputUnavailable):
+    """The server of an address says that it will not give the picture: gone, forbidden, never there."""
 
 
 class Pictures:
@@ -35,6 +39,7 @@ class Pictures:
         *,
         folders: Sequence[Path] = (),
         allow_private: bool = False,
+        private_hosts: Collection[str] = (),
         max_bytes: int = 40 * 2**20,
         max_pixels: int = 64_000_000,
         max_redirects: int = 5,
@@ -45,10 +50,12 @@ class Pictures:
     ) -> None:
         """folders       -- where `file:` addresses and plain paths may point; none: no files at all
         allow_private -- also call loopback and private networks; for demos and tests
+        private_hosts -- `host:port` that may be called wherever they are
         limit_seconds -- the longest one picture may take, redirects included
         """
         self._folders = [folder.resolve() for folder in folders]
         self._allow_private = allow_private
+        self._private_hosts = frozenset(private_hosts)
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._max_redirects = max_redirects
@@ -62,14 +69,15 @@ class Pictures:
         is_remote = reference[:8].lower().startswith(("http://", "https://"))
         shown = _shown(reference)
         try:
-            content = self._download(reference) if is_remote else self._read_file(reference)
+            content = self.download(reference) if is_remote else self._read_file(reference)
             return re_encode(content, max_pixels=self._max_pixels)
         except InputUnavailable as error:
             raise InputUnavailable(f"{shown}: {error}") from error
         except InputLater as error:
             raise InputLater(f"{shown}: {error}") from error
 
-    def _download(self, url: str) -> bytes:
+    def download(self, url: str) -> bytes:
+        """The bytes at an http(s) address, as they are. Raises NotThere, InputUnavailable, InputLater."""
         ends = time.monotonic() + self.limit_seconds
         for _ in range(self._max_redirects + 1):
             answer = self._get_one(url, ends)
@@ -107,7 +115,8 @@ class Pictures:
             raise InputUnavailable("not a usable host name") from error
         except OSError as error:
             raise InputLater("the host's name could not be resolved") from error
-        if not self._allow_private and not all(is_public(address) for address in addresses):
+        may_be_private = self._allow_private or f"{host}:{port}" in self._private_hosts
+        if not may_be_private and not all(is_public(address) for address in addresses):
             raise InputUnavailable("the host is not on the public internet")
         return addresses
 
@@ -125,7 +134,7 @@ class Pictures:
                 if response.status_code >= 500 or response.status_code in _LATER:
                     raise InputLater(f"HTTP {response.status_code}")
                 if response.status_code != 200:
-                    raise InputUnavailable(f"HTTP {response.status_code}")
+                    raise NotThere(f"HTTP {response.status_code}")
                 return self._body(response, ends)
 
     def _body(self, response: requests.Response, ends: float) -> bytes:

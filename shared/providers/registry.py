@@ -8,6 +8,13 @@ capacity = 2                # jobs in flight: one running, one waiting
 # pool = "comfyui"          # default: the adapter's name
 # max_run_seconds = 1800    # default: the setting
 # rate = "300/m"            # starts per second (s) or minute (m), over all workers; default: no limit
+
+[[backend]]
+name = "wan"
+adapter = "http"
+provider = "dashscope"      # a table of shared/providers/catalog or DARKROOM_PROVIDERS_DIR
+# pool = "dashscope"        # default: the provider's name
+# url, capacity, rate, on_unknown: default: what the table says
 """
 
 import tomllib
@@ -15,10 +22,10 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol, Self
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from shared.domain.errors import DarkroomError
 from shared.domain.messages import Name
@@ -27,11 +34,15 @@ from shared.providers.base import KnownJob, Provider
 from shared.providers.comfyui import ComfyUI, ignore
 from shared.providers.comfyui_http import Observe, Timings
 from shared.providers.comfyui_jobs import known_jobs
+from shared.providers.http_api import HttpApi
 from shared.providers.inputs import Pictures
+from shared.providers.table import InvalidTables, Table, host_and_port, load_tables
 from shared.providers.workflow import Workflows
 
 #: Backends appear as a label in metrics.
 MAX_BACKENDS: Final = 20
+_HTTP: Final = "http"
+_COMFYUI_CAPACITY: Final = 2
 
 
 class InvalidBackends(DarkroomError):
@@ -63,6 +74,12 @@ class Tools:
     observe: Observe = ignore
     #: Told of each answer with a job state we do not know.
     unknown_state: Callable[[], None] = lambda: None
+    #: Makes what fetches an API's pictures, given the one `host:port` that may be on a private network: its own.
+    results: Callable[[str], Pictures] = lambda own: Pictures(private_hosts=[own])
+    tables: Mapping[str, Table] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: What the backends file says of a backend instead of its table.
+    on_unknown: Literal["park", "resubmit_once"] | None = None
 
 
 def _comfyui(backend: Backend, tools: Tools) -> Provider:
@@ -77,7 +94,29 @@ def _comfyui(backend: Backend, tools: Tools) -> Provider:
     )
 
 
-ADAPTERS: Final[Mapping[str, Callable[[Backend, Tools], Provider]]] = {"comfyui": _comfyui}
+def _http(backend: Backend, tools: Tools) -> Provider:
+    provider = backend.adapter.partition(":")[2]
+    table = tools.tables.get(provider)
+    if table is None:
+        raise InvalidBackends([f"backend {backend.name}: no table for provider {provider!r}"])
+    try:
+        ready = table.for_use(tools.environ, url="" if backend.url == table.base_url else backend.url)
+    except InvalidTables as error:
+        raise InvalidBackends([f"backend {backend.name}: {problem}" for problem in error.problems]) from error
+    if tools.on_unknown is not None:
+        ready = ready.model_copy(update={"on_unknown": tools.on_unknown})
+    return HttpApi(
+        backend.name,
+        ready,
+        workflows=tools.workflows,
+        inputs=tools.pictures,
+        results=tools.results(host_and_port(ready.base_url)),
+        observe=tools.observe,
+        unknown_state=tools.unknown_state,
+    )
+
+
+ADAPTERS: Final[Mapping[str, Callable[[Backend, Tools], Provider]]] = {"comfyui": _comfyui, _HTTP: _http}
 
 
 #: How an adapter's server is asked for all jobs it knows; adapters that cannot list any are missing.
@@ -90,18 +129,38 @@ class BackendConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     name: Name
     adapter: str
+    provider: Name | None = Field(None, description="http: whose table is read")
     pool: Name = ""
-    url: str
-    capacity: int = Field(2, ge=1, le=1000, description="jobs in flight there, over all workers")
+    url: str = Field("", validate_default=True)
+    capacity: int = Field(_COMFYUI_CAPACITY, ge=1, le=1000, description="jobs in flight there, over all workers")
     max_run_seconds: float | None = Field(None, gt=0, description="bounds one job; None: the setting")
     rate: Rate | None = Field(None, description="starts there per second or minute, over all workers; None: no limit")
+    on_unknown: Literal["park", "resubmit_once"] | None = Field(
+        None, description="http: instead of what the table says"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _pool_is_the_adapter(cls, values: Any) -> Any:
+    def _pool_has_a_default(cls, values: Any) -> Any:
         if isinstance(values, dict) and "pool" not in values and "adapter" in values:
-            return {**values, "pool": values["adapter"]}
+            is_http = values["adapter"] == _HTTP and "provider" in values
+            return {**values, "pool": values["provider"] if is_http else values["adapter"]}
         return values
+
+    @model_validator(mode="after")
+    def _has_what_its_adapter_needs(self) -> Self:
+        if self.adapter == _HTTP:
+            if self.provider is None:
+                raise ValueError("provider is missing")
+            return self
+        if self.provider is not None or self.on_unknown is not None:
+            raise ValueError("provider and on_unknown are for adapter http")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The adapter as the table `backends` keeps it, where nobody has the file."""
+        return self.adapter if self.provider is None else f"{self.adapter}:{self.provider}"
 
     @field_validator("adapter")
     @classmethod
@@ -117,7 +176,9 @@ class BackendConfig(BaseModel):
 
     @field_validator("url")
     @classmethod
-    def _is_plain_http(cls, url: str) -> str:
+    def _is_plain_http(cls, url: str, info: ValidationInfo) -> str:
+        if not url and info.data.get("adapter") == _HTTP:
+            return url  # its table says where it is
         parts = urlsplit(url)  # raises ValueError for a broken one
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError("must be http://host:port or https://host:port")
@@ -126,8 +187,14 @@ class BackendConfig(BaseModel):
         return url.rstrip("/")
 
 
-def load_backends(path: Path) -> tuple[BackendConfig, ...]:
-    """Every backend of the file, in its order. Raises InvalidBackends with every mistake in it."""
+def load_backends(path: Path, tables: Mapping[str, Table] | None = None) -> tuple[BackendConfig, ...]:
+    """Every backend of the file, in its order, with what its table says where it says nothing itself.
+
+    tables -- None: the shipped ones
+
+    Raises InvalidBackends with every mistake in it.
+    """
+    known = load_tables() if tables is None else tables
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -141,10 +208,12 @@ def load_backends(path: Path) -> tuple[BackendConfig, ...]:
         problems.append(f"{len(tables)} backends are more than {MAX_BACKENDS}")
     for number, table in enumerate(tables, start=1):
         try:
-            backends.append(BackendConfig.model_validate(table))
+            backends.append(_filled_in(table, known))
         except ValidationError as error:
             name = table.get("name") if isinstance(table, dict) else None
             problems += [_sentence(number, name, item["loc"], item["msg"]) for item in error.errors()]
+        except InvalidBackends as error:
+            problems += [f"backend {table['name']}: {problem}" for problem in error.problems]
     names = Counter(str(table["name"]) for table in tables if isinstance(table, dict) and "name" in table)
     problems += [f"backend {name} is there {count} times" for name, count in names.items() if count > 1]
     if problems:
@@ -152,9 +221,24 @@ def load_backends(path: Path) -> tuple[BackendConfig, ...]:
     return tuple(backends)
 
 
+def _filled_in(values: Any, tables: Mapping[str, Table]) -> BackendConfig:
+    backend = BackendConfig.model_validate(values)
+    if backend.provider is None:
+        return backend
+    table = tables.get(backend.provider)
+    if table is None:
+        raise InvalidBackends([f"provider: no table for it; there are: {', '.join(sorted(tables))}"])
+    from_table = {"url": table.base_url, "capacity": table.capacity, "rate": table.rate}
+    left_out = {key: value for key, value in from_table.items() if key not in backend.model_fields_set}
+    return backend.model_copy(update=left_out)
+
+
 def build(backend: Backend, tools: Tools) -> Provider:
-    """The provider of one backend. Raises InvalidBackends for an adapter this version does not have."""
-    adapter = ADAPTERS.get(backend.adapter)
+    """The provider of one backend.
+
+    Raises InvalidBackends for an adapter or a provider this version does not have, and for variables that are not set.
+    """
+    adapter = ADAPTERS.get(backend.adapter.partition(":")[0])
     if adapter is None:
         raise InvalidBackends([f"backend {backend.name}: no adapter {backend.adapter}"])
     return adapter(backend, tools)

@@ -99,7 +99,7 @@ def value_problem(spec: InputSpec, value: Any) -> str | None:
                 return f"must be one of {', '.join(spec.choices or [])}"
             return None
         case "image":
-            return _reference_problem(value)
+            return reference_problem(value)
     if not spec.low <= value <= spec.high:
         return f"must be within {spec.low} and {spec.high}"
     return None
@@ -112,7 +112,8 @@ def _is_finite(value: float) -> bool:
         return False
 
 
-def _reference_problem(value: Any) -> str | None:
+def reference_problem(value: Any) -> str | None:
+    """Why `value` cannot be the address of a picture, as the end of a sentence; None when it can."""
     if not isinstance(value, str) or not value.strip():
         return "must be the address of a picture"
     if len(value) > _REFERENCE_MAX:

@@ -16,7 +16,7 @@ from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.messages import Artifact, Delivery, Order, dead_letter
 from shared.domain.outcome import FollowUp
-from shared.domain.task import Reason, Stage, Status, Task
+from shared.domain.task import Accepted, Reason, Stage, Status, Task
 from shared.observe import metrics
 from shared.storage import Artifacts
 
@@ -68,7 +68,7 @@ class Lab:
 
     def processing(self, **fields: Any) -> Task:
         task = self.submitting(**fields)
-        recorded = self.tasks.record([(task, str(task.job_key))], due_in=60)[0]
+        recorded = self.tasks.record([(task, Accepted(str(task.job_key)))], due_in=60)[0]
         assert recorded is not None
         return recorded
 

@@ -8,29 +8,34 @@ from services.submitter.submit import Submit
 from shared.domain.retry import RetryPolicy
 from shared.domain.task import Task
 from shared.observe.logs import ContextPool
+from shared.providers.base import Provider
+from shared.storage import Artifacts
 from tests.factories import MEASURED, POOL, FakeProvider, Rows, permits
 
 
 class Lab(Rows):
     """A submitter with one fake backend of capacity 5 and a real database."""
 
-    def __init__(self, url: str, provider: FakeProvider | None = None) -> None:
+    def __init__(self, url: str, provider: FakeProvider | None = None, *, lease_seconds: float = 60) -> None:
         super().__init__(url, threads=20)
         self.backends(gpu_1=5)
         self.provider = provider or FakeProvider()
+        self.providers: dict[str, Provider] = {"gpu-1": self.provider}
         self.stopping = threading.Event()
+        self.store = Artifacts("memory://")
         self.calls = ContextPool(10)
         self.submit = Submit(
             POOL,
             self.tasks,
             self.slots,
-            {"gpu-1": self.provider},
+            self.providers,
             calls=self.calls,
-            lease_seconds=60,
+            lease_seconds=lease_seconds,
             first_look_seconds=7,
             retry=RetryPolicy(max_charged=3, first_seconds=0),
             metrics=MEASURED,
             stopping=self.stopping,
+            artifacts=self.store,
         )
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from shared.domain.task import Status, Task, task_id_for
+from shared.domain.task import Accepted, Status, Task, task_id_for
 from shared.storage import Artifacts
 from tests.integration.producer_lab import START_SECONDS, Running, Start, an_order, producers
 from tests.integration.rows_lab import Lab, a_picture
@@ -213,7 +213,7 @@ def test_events_follow_an_order_to_its_end(lab: Lab, producer: Running, api: htt
     first.wait_for("pending")
     (taken,) = lab.take()
     first.wait_for("pending", "submitting")
-    recorded = lab.tasks.record([(taken, "job")], due_in=60)[0]
+    recorded = lab.tasks.record([(taken, Accepted("job"))], due_in=60)[0]
     assert recorded is not None
     first.wait_for("pending", "submitting", "processing")
     picture = lab.artifacts.put(task.id, 1, 0, a_picture())

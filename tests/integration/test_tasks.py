@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from shared.domain.outcome import FollowUp
-from shared.domain.task import Reason, Status, task_id_for
+from shared.domain.task import Accepted, Reason, Status, task_id_for
 from tests.factories import Rows, a_change, a_claim, at_once
 
 
@@ -314,7 +314,7 @@ def test_of_many_jobs_those_are_recorded_whose_rows_wait_for_them(rows: Rows) ->
     mine, cancelled, other = rows.submitting(), rows.submitting(), rows.submitting()
     rows.tasks.cancel(cancelled.id)
 
-    recorded = rows.tasks.record([(task, f"job of {task.id}") for task in (other, cancelled, mine)], 60)
+    recorded = rows.tasks.record([(task, Accepted(f"job of {task.id}")) for task in (other, cancelled, mine)], 60)
 
     assert [task and task.provider_job_id for task in recorded] == [f"job of {other.id}", None, f"job of {mine.id}"]
     assert rows.attempts(cancelled)[0].provider_job_id == f"job of {cancelled.id}"
@@ -326,7 +326,7 @@ def test_an_owner_that_lost_its_row_to_the_same_process_does_not_stand_in_its_wa
     (now,) = rows.take()
 
     assert rows.tasks.may_post([(before, "old"), (now, "new")], 60) == [False, True]
-    late, recorded = rows.tasks.record([(before, "job"), (now, "job")], 60)
+    late, recorded = rows.tasks.record([(before, Accepted("job")), (now, Accepted("job"))], 60)
 
     assert late is None
     assert recorded is not None and recorded.status is Status.PROCESSING  # noqa: PT018 - the first is for the types

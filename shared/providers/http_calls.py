@@ -1,0 +1,157 @@
+"""One HTTP call to a provider's API, and what its ending means. Sent once, followed nowhere, read against a clock."""
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any, Final
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from shared.domain.errors import ProviderAway
+from shared.providers.answers import Answer
+from shared.providers.body import pieces
+from shared.providers.comfyui_http import Observe
+
+#: Largest answer read; a picture in base64 is a third larger than the picture.
+_MAX_BYTES: Final = 128 * 2**20
+#: Kept of an answer's text to look for what JSON does not say.
+_MAX_TEXT: Final = 2000
+
+
+class NoConnection(ProviderAway):
+    """No connection came about, so nothing was asked and nothing was done."""
+
+
+class NoAnswer(ProviderAway):
+    """The request left and no usable answer came."""
+
+
+class Calls:
+    """The calls to one provider, from any thread."""
+
+    def __init__(self, connect_seconds: float, observe: Observe) -> None:
+        self._connect = connect_seconds
+        self._observe = observe
+        self._local = threading.local()
+
+    def once(
+        self, method: str, url: str, operation: str, *, read: float, headers: Mapping[str, str], content: bytes
+    ) -> Answer:
+        """A command that must leave once, so on a connection of its own: a kept one that the provider closes just as
+        we send looks like a lost answer. Raises NoConnection, NoAnswer.
+        """
+        with _session() as session:
+            return self._call(session, method, url, operation, read=read, headers=headers, content=content)
+
+    def ask(self, method: str, url: str, operation: str, *, read: float, headers: Mapping[str, str]) -> Answer:
+        """A question, or a command that does no harm when it is carried out twice. Raises NoConnection, NoAnswer."""
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = _session()
+        try:
+            return self._call(session, method, url, operation, read=read, headers=headers, content=None)
+        except _Broken:  # most often a kept connection that the provider has closed
+            return self._call(session, method, url, operation, read=read, headers=headers, content=None)
+
+    def _call(
+        self,
+        session: requests.Session,
+        method: str,
+        url: str,
+        operation: str,
+        *,
+        read: float,
+        headers: Mapping[str, str],
+        content: bytes | None,
+    ) -> Answer:
+        result = "other"
+        began = time.monotonic()
+        try:
+            with _translated(method):
+                response = session.request(
+                    method,
+                    url,
+                    data=content,
+                    headers={"User-Agent": "darkroom", "Accept": "application/json", **headers},
+                    timeout=(self._connect, read),
+                    allow_redirects=False,
+                    stream=True,
+                )
+                with response:
+                    raw = bytearray()
+                    for piece in pieces(response.raw, began + self._connect + read):
+                        raw += piece
+                        if len(raw) > _MAX_BYTES:
+                            raise NoAnswer(f"{method}: the answer is larger than {_MAX_BYTES} bytes")
+            body = _decoded(bytes(raw))
+            result = _result(response.status_code, is_readable=body is not None or not raw)
+            text = raw[:_MAX_TEXT].decode("utf-8", "replace")
+            return Answer(response.status_code, dict(response.headers), body, text)
+        except NoConnection:
+            result = "connect"
+            raise
+        except _Silence:
+            result = "timeout"
+            raise
+        finally:
+            self._observe(operation, result, time.monotonic() - began)
+
+
+class _Silence(NoAnswer):
+    """Nobody said anything for too long."""
+
+
+class _Broken(NoAnswer):
+    """Reset or closed before the answer was whole."""
+
+
+def _session() -> requests.Session:
+    """Never a Retry on it: it would send a POST again. No proxy, .netrc or cookie of anybody's."""
+    session = requests.Session()
+    session.trust_env = False
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, HTTPAdapter(max_retries=0))
+    return session
+
+
+@contextmanager
+def _translated(method: str) -> Iterator[None]:
+    """Which exception of requests 2.34 and urllib3 2.8 means what; measured against broken sockets."""
+    try:
+        yield
+    except requests.ConnectTimeout as error:
+        raise NoConnection(f"{method}: no connection in time") from error
+    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader, ValueError) as error:
+        raise NoConnection(f"{method}: not a request that can be sent ({type(error).__name__})") from error
+    except requests.exceptions.SSLError as error:
+        raise NoConnection(f"{method}: no trusted connection") from error
+    except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
+        raise _Silence(f"{method}: no answer in time") from error
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        reason = getattr(error.args[0], "reason", None) if error.args else None
+        if isinstance(reason, urllib3.exceptions.NewConnectionError):  # refused, or no such host
+            raise NoConnection(f"{method}: no connection") from error
+        raise _Broken(f"{method}: connection lost ({type(error).__name__})") from error
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _result(status: int, *, is_readable: bool) -> str:
+    if status == 429:
+        return "http_429"
+    if status >= 500:
+        return "http_5xx"
+    if status >= 300:
+        return "http_4xx"
+    return "ok" if is_readable else "bad_response"
