@@ -110,12 +110,19 @@ class JsonLines(logging.Formatter):
         return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
+class _Handler(logging.StreamHandler[TextIO]):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A line that cannot be written, as on a full disk, is lost in silence: a word about it would be no line."""
+        if not isinstance(sys.exception(), OSError):
+            super().handleError(record)
+
+
 def configure(service: str, instance: str, level: str = "INFO", stream: TextIO | None = None) -> None:
     """All logging of this process goes to `stream` (standard error) as JSON lines, warnings and lost exceptions too.
 
     Calling it again replaces what the last call set up.
     """
-    handler = logging.StreamHandler(sys.stderr if stream is None else stream)
+    handler = _Handler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonLines(service, instance))
     root = logging.getLogger()
     root.handlers[:] = [handler]

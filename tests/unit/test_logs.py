@@ -1,5 +1,6 @@
 """A log line is one JSON object that can be found by its order and holds nothing secret."""
 
+import errno
 import io
 import json
 import logging
@@ -250,3 +251,13 @@ def test_nothing_that_is_logged_ends_its_line_or_reaches_a_terminal_as_a_command
     assert text.splitlines() == [text.removesuffix("\n")]
     assert text.removesuffix("\n").isprintable()
     assert (logger.lines()[0]["event"], logger.lines()[0]["task_id"]) == (hostile, hostile)
+
+
+def test_a_line_that_cannot_be_written_is_lost_without_a_word(capsys, configured):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    logs.configure("poller", "vm-2", "INFO", Full())
+    logging.getLogger("test").info("task moved")
+    assert capsys.readouterr().err == ""
