@@ -151,6 +151,7 @@ def test_a_database_that_cannot_be_reached_makes_workers_unready_and_orders_are_
         assert post(system, taken) == 202  # the broker keeps it
         await_unready([worker for worker in system.workers if worker is not producer], "database", within=45)
         assert post(system, taken) == 202
+        assert producer.is_ready()
         hops.database.heal()
         assert system.statuses(orders).get("completed", 0) < len(orders)
         assert_all_made_once(system, [*orders, taken])
