@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deploy.local import Broker, Stack, StackProblem
@@ -27,11 +27,8 @@ _numbers = itertools.count(1)
 @contextmanager
 def temporary_stack() -> Iterator[Stack]:
     """A running stack in a folder of its own; about six seconds to start. Nothing of it stays."""
-    directory = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    directory = owned_directory(_PREFIX)
     directory.chmod(0o711)  # as root, PostgreSQL runs as another user and has to get in
-    owner = Process.of(os.getpid())
-    assert owner is not None
-    (directory / "owner").write_text(json.dumps(dataclasses.asdict(owner)))
     stack = Stack(directory)
     try:
         stack.up()
@@ -42,14 +39,27 @@ def temporary_stack() -> Iterator[Stack]:
 
 def sweep() -> None:
     """Stop what earlier test runs left behind because they were killed."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        try:
-            if directory.stat().st_uid != os.geteuid():
-                continue
-            if not Process(**json.loads((directory / "owner").read_text())).is_alive:
-                _drop(Stack(directory))
-        except (FileNotFoundError, ValueError, StackProblem):
-            continue  # another run is making or sweeping it at this moment
+    for directory in abandoned(_PREFIX):
+        with suppress(FileNotFoundError, StackProblem):  # another run is sweeping it at this moment
+            _drop(Stack(directory))
+
+
+def owned_directory(prefix: str) -> Path:
+    """A new folder that says whose it is, for `abandoned`."""
+    directory = Path(tempfile.mkdtemp(prefix=prefix))
+    owner = Process.of(os.getpid())
+    assert owner is not None
+    (directory / "owner").write_text(json.dumps(dataclasses.asdict(owner)))
+    return directory
+
+
+def abandoned(prefix: str) -> Iterator[Path]:
+    """Folders of ours whose owner has ended without removing them."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        with suppress(FileNotFoundError, ValueError):  # another run is making or sweeping it at this moment
+            is_ours = directory.stat().st_uid == os.geteuid()
+            if is_ours and not Process(**json.loads((directory / "owner").read_text())).is_alive:
+                yield directory
 
 
 def _drop(stack: Stack) -> None:
