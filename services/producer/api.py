@@ -101,7 +101,7 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         dependencies=[Depends(Gate(tokens, read_tokens))],
-        responses=documented("unauthorized", "too_many_requests"),
+        responses=documented("unauthorized", "not_from_here", "too_many_requests"),
     )
     app.add_middleware(Turnstile, by_token=bool(tokens))
     add_handlers(app)

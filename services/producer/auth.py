@@ -5,6 +5,7 @@ import hmac
 import ipaddress
 from collections.abc import Sequence
 from typing import Annotated, Final
+from urllib.parse import urlsplit
 
 from fastapi import Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -23,7 +24,10 @@ _LOOKING: Final = frozenset({"GET", "HEAD"})
 
 
 class Gate:
-    """Lets in who has a token, and everybody when there are none. A dependency of every route under /v1.
+    """Lets in who has a token; when there are none, who is on this machine. A dependency of every route under /v1.
+
+    A page from elsewhere in a browser on this machine is not: it may send simple requests here, and once its own name
+    leads to a loopback address (DNS rebinding) read the answers. Either shows in Host or Origin.
 
     tokens      -- good for everything
     read_tokens -- good for GET and HEAD
@@ -39,6 +43,8 @@ class Gate:
         """`request.state.caller` is who asks. Raises Refused."""
         request.state.caller = "http"
         if not self._digests:
+            if not _is_from_here(request):
+                raise Refused("not_from_here", "ask 127.0.0.1 or localhost itself, or set DARKROOM_HTTP_TOKENS")
             return
         if credentials is None:
             raise _unauthorized("send `Authorization: Bearer <token>`", "Bearer")
@@ -58,6 +64,15 @@ def is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_from_here(request: Request) -> bool:
+    """Whether both the address that was asked and the page that asks, if it is one, are of this machine."""
+    asked = [f"//{host}" for host in request.headers.getlist("Host")]
+    try:
+        return all(is_loopback(urlsplit(url).hostname or "") for url in [*asked, *request.headers.getlist("Origin")])
     except ValueError:
         return False
 

@@ -43,6 +43,7 @@ PROBLEMS: Final[dict[str, tuple[HTTPStatus, str]]] = {
     "keys_differ": (HTTPStatus.BAD_REQUEST, "The header names another idempotency key than the body"),
     "unauthorized": (HTTPStatus.UNAUTHORIZED, "A bearer token is needed"),
     "forbidden": (HTTPStatus.FORBIDDEN, "This token is not good for that"),
+    "not_from_here": (HTTPStatus.FORBIDDEN, "Without tokens this machine alone is served"),
     "not_claimed_yet": (HTTPStatus.NOT_FOUND, "No row has this id yet"),
     "not_found": (HTTPStatus.NOT_FOUND, "There is nothing at this address"),
     "no_picture": (HTTPStatus.NOT_FOUND, "The order has no such picture"),

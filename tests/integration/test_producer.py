@@ -102,7 +102,7 @@ def test_an_order_sent_in_chunks_is_read_and_a_huge_one_is_cut_off(
     assert answer.status_code == 202
     with socket.create_connection(("127.0.0.1", producer.port("listening")), timeout=5) as connection:
         connection.sendall(
-            b"POST /v1/orders HTTP/1.1\r\nHost: here\r\nContent-Length: 1000000000\r\n\r\n" + b" " * 70_000
+            b"POST /v1/orders HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n" + b" " * 70_000
         )
         assert connection.recv(1000).startswith(b"HTTP/1.1 413 ")
 

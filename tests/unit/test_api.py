@@ -143,7 +143,7 @@ def test_no_more_than_the_limit_of_an_endless_body_is_read(api: Api) -> None:
 
     async def call() -> httpx.Response:
         transport = httpx.ASGITransport(app=api.app())
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             return await client.post("/v1/orders", content=endless())
 
     problem_of(asyncio.run(call()), 413, "too_large")
@@ -209,7 +209,7 @@ def test_a_publisher_that_stops_meanwhile_is_503_too(api: Api) -> None:
 def test_many_orders_wait_for_their_confirms_at_the_same_time(api: Api) -> None:
     async def call() -> list[int]:
         transport = httpx.ASGITransport(app=api.app())
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client:
             orders = [RED | {"idempotency_key": f"k-{n}"} for n in range(50)]
             answers = await asyncio.gather(*(client.post("/v1/orders", json=order) for order in orders))
             return [answer.status_code for answer in answers]

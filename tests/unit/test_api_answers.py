@@ -76,6 +76,28 @@ def test_an_id_that_is_none_is_named(api: Api) -> None:
     assert [error["field"] for error in body["errors"]] == ["task_id"]
 
 
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [
+        ({"Host": "127.0.0.1:8080"}, 202),
+        ({"Host": "localhost"}, 202),
+        ({"Host": "[::1]:8080", "Origin": "http://localhost:3000"}, 202),
+        ({"Host": "rebound.example:8080"}, 403),
+        ({"Host": "127.0.0.1.nip.example"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Origin": "https://elsewhere.example"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_without_tokens_no_page_from_elsewhere_places_or_reads_orders(
+    api: Api, given: dict[str, str], status: int
+) -> None:
+    assert api.place(RED, headers=given).status_code == status
+    api.tokens = ["a-token-of-ours-1"]
+    allowed = {"Authorization": "Bearer a-token-of-ours-1"}
+    assert api.place(RED, headers=given | allowed).status_code == 202
+
+
 def test_without_the_right_token_nothing_is_done_and_nothing_is_learned(api: Api) -> None:
     api.tokens = ["0123456789abcdef", "fedcba9876543210"]
     for given in ({}, {"Authorization": "Bearer x"}, {"Authorization": "Bearer schlüssel".encode()}):
