@@ -8,6 +8,7 @@ from deploy.local import Stack
 from shared.broker.topology import submit_queue
 from shared.domain.messages import order_placed
 from tests.cluster import Cluster, running_cluster
+from tests.e2e import states
 from tests.e2e.outage import SETTINGS, assert_all_made_once, heal, nobody_dies
 from tests.e2e.system import System, some_orders
 from tests.servers import new_database
@@ -31,7 +32,7 @@ def system(stack: Stack, cluster: Cluster, tmp_path_factory: pytest.TempPathFact
         gpus=2,
         capacity=30,
         seconds_per_image=0.0,
-        settings={**SETTINGS, "PREFETCH_INTAKE": 200, "PREFETCH_COMFYUI": 30, "BACKEND_TIMEOUT_SECONDS": 5},
+        settings={**SETTINGS, **states.PATIENT, "PREFETCH_INTAKE": 200, "PREFETCH_COMFYUI": 30},
     )
     try:
         yield system
