@@ -16,6 +16,7 @@ from shared.domain.errors import ProviderAway
 from shared.providers.answers import Answer
 from shared.providers.body import pieces
 from shared.providers.comfyui_http import Observe
+from shared.providers.heads import HTTPConnectionPool, HTTPSConnectionPool
 
 #: Largest answer read; a picture in base64 is a third larger than the picture.
 _MAX_BYTES: Final = 128 * 2**20
@@ -116,8 +117,16 @@ def _session() -> requests.Session:
     session.trust_env = False
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
-        session.mount(scheme, HTTPAdapter(max_retries=0))
+        session.mount(scheme, _Adapter(max_retries=0))
     return session
+
+
+class _Adapter(HTTPAdapter):
+    """Connections whose answers begin in time, or a call could outlive its lease."""
+
+    def init_poolmanager(self, *args: Any, **named: Any) -> None:
+        super().init_poolmanager(*args, **named)
+        self.poolmanager.pool_classes_by_scheme = {"http": HTTPConnectionPool, "https": HTTPSConnectionPool}
 
 
 @contextmanager

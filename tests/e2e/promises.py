@@ -68,7 +68,8 @@ def _servers(system: System) -> list[str]:
             f"{gpu.name} has prompt {key} of {backend_of.get(key)}" for key in times if backend_of.get(key) != gpu.name
         ]
         broken += [f"{gpu.name} still runs {run['prompt_id']}" for run in runs if run["ended_at"] is None]
-    recorded = {attempt.job_key for attempt in attempts if attempt.provider_job_id is not None}
+    names = {gpu.name for gpu in system.gpus}
+    recorded = {a.job_key for a in attempts if a.provider_job_id is not None and a.backend in names}
     broken += [f"no server has ever had the recorded job {key}" for key in recorded - accepted]
     broken += [
         f"{n} pictures were made for task {task}"

@@ -120,6 +120,22 @@ def test_a_post_is_sent_once_and_its_ending_sorted(server: Server, script: Any, 
     assert server.calls == ["POST /jobs"]
 
 
+def test_an_answer_that_trickles_does_not_outlive_the_lease(server: Server) -> None:
+    def trickle(request: Request) -> bytes:
+        for sign in b"HTTP/1.1 200 OK\r\nX-Slow: " + b"." * 100:
+            request.connection.sendall(bytes([sign]))
+            time.sleep(0.1)
+        return b""
+
+    server.on("POST /jobs", trickle)
+    api = provider(plain(), server.url)
+    prepared = api.prepare(a_job())
+    began = time.monotonic()
+    with pytest.raises(OutcomeUnknown):
+        api.submit(prepared)
+    assert time.monotonic() - began < api.submit_limit_seconds
+
+
 def test_a_refused_connection_sent_nothing_and_keeps_everybody_away_for_a_while() -> None:
     api = provider(plain(), "http://127.0.0.1:1")
     with pytest.raises(ProviderBusy) as caught:
