@@ -237,7 +237,7 @@ def start(name: str, threads: int) -> Service:
         topology=topo,
         metrics=measured,
         health=Health(measured, required=("broker", "database")),
-        engine=connect(settings.database_url.get_secret_value(), pool_size=threads),
+        engine=connect(settings.database_url.get_secret_value(), pool_size=threads, metrics=measured),
         readiness_engine=connect(
             settings.database_url.get_secret_value(), pool_size=1, statement_timeout_seconds=_READINESS_SECONDS
         ),

@@ -79,16 +79,27 @@ def ready(
 
 
 def prometheus(say: Callable[[str], None]) -> Path:
-    """Prometheus' program, which only tests need; installed first when that is possible. Raises StackProblem."""
-    found = shutil.which("prometheus")
+    """Prometheus' program, beside which is promtool; installed first when that is possible. Raises StackProblem."""
+    return _program("prometheus", "prometheus", say)
+
+
+def alertmanager(say: Callable[[str], None]) -> Path:
+    """Alertmanager's program, beside which is amtool; installed first when that is possible. Raises StackProblem."""
+    names = ("prometheus-alertmanager", "alertmanager")  # Debian's name and everybody else's
+    found = next((path for path in map(shutil.which, names) if path), None)
+    return Path(found) if found else _program(names[0], "prometheus-alertmanager", say)
+
+
+def _program(name: str, package: str, say: Callable[[str], None]) -> Path:
+    found = shutil.which(name)
     if found is None:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            raise StackProblem(_what_to_install(["prometheus"]))
-        say("installing prometheus with apt-get, about a minute")
-        install_packages(["prometheus"])
-        found = shutil.which("prometheus", path="/usr/bin")
+            raise StackProblem(_what_to_install([package]))
+        say(f"installing {package} with apt-get, about a minute")
+        install_packages([package])
+        found = shutil.which(name, path="/usr/bin")
         if found is None:
-            raise StackProblem("prometheus was installed, but its program is not in /usr/bin")
+            raise StackProblem(f"{package} was installed, but {name} is not in /usr/bin")
     return Path(found)
 
 
@@ -149,6 +160,7 @@ def _what_to_install(packages: Sequence[str]) -> str:
         "rabbitmq-server": "RabbitMQ (with Erlang)",
         "postgresql": "the PostgreSQL server",
         "prometheus": "Prometheus",
+        "prometheus-alertmanager": "Alertmanager",
     }
     return f"{' and '.join(names[package] for package in packages)} not found on this machine: {how}, then try again."
 

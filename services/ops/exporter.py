@@ -19,7 +19,7 @@ from shared.database.state import Waiting, read_state
 from shared.domain.errors import Outage
 from shared.domain.task import Reason, Stage, Status
 from shared.loop import keep_turning
-from shared.observe.catalog import OTHER
+from shared.observe.catalog import BACKEND_STATES, OTHER
 from shared.observe.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ _STATE_GAUGES: Final = (
     "backend_up",
     "backend_account_refused",
     "results_at_risk",
+    "pool_backends",
+    "database_connections",
     "dead_letters_open",
 )
 
@@ -103,6 +105,8 @@ class Exporter:
         self._load(state.backends, state.at_risk)
         for bound, count in state.overdue.items():
             self._metrics.set("tasks_overdue", count, bound=bound)
+        self._metrics.set("database_connections", state.connections, kind="open")
+        self._metrics.set("database_connections", state.connections_limit, kind="limit")
         for stage in Stage:
             for reason in Reason:
                 count = state.dead_letters.get((stage, reason), 0)
@@ -122,6 +126,10 @@ class Exporter:
                 self._metrics.set("task_oldest_age_seconds", age, pool=pool, status=status)
 
     def _load(self, backends: Sequence[Backend], at_risk: Mapping[str, int]) -> None:
+        states = Counter((backend.pool, backend.state) for backend in backends)
+        for pool in self._pools:
+            for state in BACKEND_STATES:
+                self._metrics.set("pool_backends", states[pool, state], pool=pool, state=state)
         elsewhere = 0
         for backend in backends:
             if backend.name not in self._backends:

@@ -5,8 +5,9 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
+import psycopg2
 import sqlalchemy as sa
 
 from shared.database.silence import bounded
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Deadlock, serialization failure, lock not available: the transaction is gone, the same one may work now.
-_AGAIN: Final = frozenset({"40P01", "40001", "55P03"})
+_AGAIN: Final = {"40P01": "deadlock", "40001": "serialization", "55P03": "lock_timeout"}
 #: A write in a read-only transaction: after a failover the connection still leads to the old primary.
 _READ_ONLY: Final = "25006"
 #: Classes that say "the server is away or going": connection, insufficient resources, operator intervention, I/O.
@@ -27,8 +28,19 @@ _TRIES: Final = 8
 _ANSWER_SECONDS: Final = 5.0
 
 
+class Counter(Protocol):
+    """What this module needs of the metrics."""
+
+    def count(self, name: str, amount: float = 1, /, **labels: str) -> None: ...
+
+
 def connect(
-    url: str, *, pool_size: int = 5, statement_timeout_seconds: float = 30.0, lock_timeout_seconds: float = 20.0
+    url: str,
+    *,
+    pool_size: int = 5,
+    statement_timeout_seconds: float = 30.0,
+    lock_timeout_seconds: float = 20.0,
+    metrics: Counter | None = None,
 ) -> sa.Engine:
     """An engine with one connection per thread that will use it; nothing is opened yet.
 
@@ -68,6 +80,12 @@ def connect(
         },
     )
     sa.event.listen(engine, "handle_error", _leave_a_standby)
+    if metrics is not None:
+
+        def counted(context: sa.engine.ExceptionContext) -> None:
+            metrics.count("database_errors_total", error_class=_class_of(context.original_exception))
+
+        sa.event.listen(engine, "handle_error", counted)
     return engine
 
 
@@ -79,6 +97,18 @@ def _leave_a_standby(context: sa.engine.ExceptionContext) -> None:
 
 def _sqlstate(error: BaseException | None) -> str:
     return getattr(error, "pgcode", None) or ""
+
+
+def _class_of(error: BaseException | None) -> str:
+    """One of catalog.DATABASE_ERRORS. A connection that broke has no SQLSTATE."""
+    state = _sqlstate(error)
+    if state in _AGAIN:
+        return _AGAIN[state]
+    if state.startswith(_AWAY) or (
+        not state and isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError)
+    ):
+        return "disconnect"
+    return "other"
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import sqlalchemy as sa
 
@@ -42,6 +42,13 @@ class Backend:
     @property
     def takes_work(self) -> bool:
         return self.enabled and (self.health == "up" or self.is_probe_due) and not self.is_paused
+
+    @property
+    def state(self) -> Literal["working", "paused", "away"]:
+        """Whether it takes work, and whose business it is when it does not; a removed one is paused for good."""
+        if self.takes_work:
+            return "working"
+        return "away" if self.enabled and self.health in ("down", "frozen") else "paused"
 
     @property
     def wants_permits(self) -> bool:

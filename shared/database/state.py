@@ -39,6 +39,7 @@ class Waiting:
 class State:
     """dead_letters -- how many nobody has decided about, by (stage, reason)
     at_risk      -- jobs by backend whose result may vanish soon: nobody saw them running for half of its time
+    connections, connections_limit -- of PostgreSQL, everybody's
     """
 
     waiting: Sequence[Waiting]
@@ -46,6 +47,8 @@ class State:
     backends: Sequence[Backend]
     dead_letters: Mapping[tuple[str, str], int]
     at_risk: Mapping[str, int]
+    connections: int
+    connections_limit: int
 
 
 #: In two halves, each through its own partial index. Finished tasks are not counted: that would read the whole table.
@@ -75,6 +78,11 @@ _DEAD_LETTERS: Final = sa.text("""
 select stage, reason, count(*) as rows from dead_letters where state = 'open' group by stage, reason
 """)
 
+_CONNECTIONS: Final = sa.text("""
+select (select count(*) from pg_stat_activity where backend_type = 'client backend') as open,
+    current_setting('max_connections')::int as at_most
+""")
+
 
 #: Through the index over result_until, which only jobs of providers have that throw results away.
 _AT_RISK: Final = sa.text("""
@@ -92,6 +100,7 @@ def read_state(engine: sa.Engine) -> State:
         c.execute(sa.text(f"set local statement_timeout = '{_LONGEST_SECONDS}s'"))
         grace: dict[str, Any] = {"grace": GRACE_SECONDS}
         late = c.execute(_OVERDUE, grace).one()
+        connections = c.execute(_CONNECTIONS).one()
         return State(
             waiting=[
                 Waiting(pool=row.pool, status=Status(row.status), count=row.rows, oldest_seconds=row.oldest_seconds)
@@ -106,6 +115,8 @@ def read_state(engine: sa.Engine) -> State:
             backends=read_backends(c),
             at_risk={row.backend: row.rows for row in c.execute(_AT_RISK)},
             dead_letters={(row.stage, row.reason): row.rows for row in c.execute(_DEAD_LETTERS)},
+            connections=connections.open,
+            connections_limit=connections.at_most,
         )
 
     return in_transaction(engine, questions)

@@ -83,11 +83,11 @@ _NEXT_LOOK: Final = """update tasks t set due_at = case
 
 _TAKE_DUE: Final = sa.text(f"""
 with due as (
-    select id from tasks where due_at <= now() and (status = 'pending' or pool <> all(:skip_pools))
+    select id, due_at from tasks where due_at <= now() and (status = 'pending' or pool <> all(:skip_pools))
     order by result_until nulls last, due_at limit :limit for update skip locked
 )
 {_NEXT_LOOK} from due where t.id = due.id
-returning {TASK}
+returning extract(epoch from now() - due.due_at)::float8 as late_by, {TASK}
 """)
 
 _AT_WORK: Final = sa.text(f"""
@@ -248,11 +248,14 @@ class Tasks:
                 self._metrics.count("transitions_total", from_status=pair[0], to_status=pair[1], result="forbidden")
 
     def _count_finished(self, task: Task) -> None:
-        if task.status.is_final:
-            self._metrics.count("orders_finished_total", pool=task.pool, outcome=task.status)
-        if task.status in {Status.COMPLETED, Status.FAILED}:
+        if not task.status.is_final:
+            return
+        is_refused = task.status is Status.FAILED and task.reason is not None and Reason(task.reason).is_orders_fault
+        outcome = "refused" if is_refused else task.status
+        self._metrics.count("orders_finished_total", pool=task.pool, outcome=outcome)
+        if outcome in {Status.COMPLETED, Status.FAILED}:
             seconds = (task.changed_at - task.created_at).total_seconds()
-            self._metrics.observe("order_duration_seconds", seconds, pool=task.pool, outcome=task.status)
+            self._metrics.observe("order_duration_seconds", seconds, pool=task.pool, outcome=outcome)
 
     def may_post(self, posts: Sequence[tuple[Task, str]], lease_seconds: float) -> list[bool]:
         """Note that these POSTs leave now, with the hash of each body, and own the rows for one lease from here.
@@ -330,10 +333,12 @@ class Tasks:
         skip_pools -- pools whose check queue is not draining; their pending rows are taken all the same
         """
         values = {"limit": limit, "next_look": next_look, "skip_pools": list(skip_pools)}
-        due = in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(_TAKE_DUE, values)])
+        due = in_transaction(self._engine, lambda c: list(c.execute(_TAKE_DUE, values)))
         if due:
             crash_point(CrashPoint.DUE_TAKEN)
-        return due
+        for row in due:
+            self._metrics.observe("poll_lag_seconds", row.late_by, pool=row.pool)
+        return [task_of(row) for row in due]
 
     def at_work(self, backend: str, job_ids: Sequence[str]) -> list[Task]:
         """The processing rows of this backend that wait for one of these provider jobs."""

@@ -70,6 +70,22 @@ class Reason(StrEnum):
     BUG = "bug"
     DELIVERY_LIMIT = "delivery_limit"
 
+    @property
+    def is_orders_fault(self) -> bool:
+        """The order could never be made, by anybody: no mark of how well the service works."""
+        return self in _ORDERS_FAULT
+
+
+_ORDERS_FAULT: Final = frozenset(
+    {
+        Reason.INVALID_MESSAGE,
+        Reason.CONFLICT,
+        Reason.INVALID_WORKFLOW,
+        Reason.INPUT_UNAVAILABLE,
+        Reason.CONTENT_REJECTED,
+    }
+)
+
 
 class Stage(StrEnum):
     """The step an order died in; also the name of its dead queue, `<stage>.dead`."""

@@ -98,6 +98,10 @@ _BACKEND_RESULTS = ("ok", "timeout", "connect", "http_429", "http_4xx", "http_5x
 LOOPS: Final = ("consume", "schedule", "watch", "collect", "replay", "export")
 #: What the exporter asks the database; each answer goes stale by itself.
 QUESTIONS: Final = ("state", "invariants")
+#: Whether a backend takes work, see Backend.state in shared/database/slots.py.
+BACKEND_STATES: Final = ("working", "paused", "away")
+#: Classes of SQLSTATE, see shared/database/engine.py.
+DATABASE_ERRORS: Final = ("deadlock", "serialization", "lock_timeout", "disconnect", "other")
 #: Bounds of a row's time, see shared/database/state.py.
 BOUNDS: Final = ("lease", "poll", "deadline", "follow_up")
 #: SQL questions whose answer must be 0, see shared/database/audit.py.
@@ -229,15 +233,16 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     Metric(
         name="orders_finished_total",
         kind=Kind.COUNTER,
-        help="Orders that reached a final status, after the commit.",
+        help="Orders that reached a final status, after the commit. refused: failed for what the order itself says or"
+        " names, so nobody could have made it.",
         question="Which share of the orders fails?",
         services=SERVICES,
-        labels={"pool": Configured.POOL, "outcome": ("completed", "failed", "cancelled")},
+        labels={"pool": Configured.POOL, "outcome": ("completed", "failed", "refused", "cancelled")},
     ),
     Metric(
         name="order_duration_seconds",
         kind=Kind.HISTOGRAM,
-        help="From the claim of an order to its final status, both stamps from the database.",
+        help="From the claim of an order to its final status, both stamps from the database; without refused ones.",
         question="How long does an order take?",
         services=SERVICES,
         labels={"pool": Configured.POOL, "outcome": ("completed", "failed")},
@@ -325,12 +330,48 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         labels={"backend": Configured.BACKEND},
     ),
     Metric(
+        name="pool_backends",
+        kind=Kind.GAUGE,
+        help="Backends of the pool by whether they take work: working, paused (by a person, or by the provider's own"
+        " word), away (down or frozen).",
+        question="Can the pool make anything at all?",
+        services=("ops",),
+        labels={"pool": Configured.POOL, "state": BACKEND_STATES},
+    ),
+    Metric(
         name="dead_letters_open",
         kind=Kind.GAUGE,
         help="Dead letters that nobody has replayed or discarded yet.",
         question="What must a person decide?",
         services=("ops",),
         labels={"stage": tuple(Stage), "reason": tuple(Reason)},
+    ),
+    Metric(
+        name="database_connections",
+        kind=Kind.GAUGE,
+        help="Client connections of PostgreSQL. open: there are now, ours and others'; limit: its max_connections.",
+        question="Will the next worker find a connection?",
+        services=("ops",),
+        labels={"kind": ("open", "limit")},
+    ),
+    Metric(
+        name="database_errors_total",
+        kind=Kind.COUNTER,
+        help="Statements that the database or the way to it refused. deadlock, serialization and lock_timeout were"
+        " repeated; disconnect: the connection or the server went away; other is a bug, also where a constraint"
+        " refused an illegal move.",
+        question="Do our statements get in each other's way?",
+        services=SERVICES,
+        labels={"error_class": DATABASE_ERRORS},
+    ),
+    Metric(
+        name="poll_lag_seconds",
+        kind=Kind.HISTOGRAM,
+        help="From the moment a row came due to the scheduler's taking it, both from the database's clock.",
+        question="Are there too few pollers?",
+        services=("poller",),
+        labels={"pool": Configured.POOL},
+        buckets=FAST,
     ),
     Metric(
         name="state_last_success_timestamp_seconds",

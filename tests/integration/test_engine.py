@@ -1,8 +1,10 @@
 """A server that takes no writes or does not answer: an outage that ends by itself, without a restart of ours."""
 
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 
 import pytest
 import sqlalchemy as sa
@@ -10,7 +12,9 @@ import sqlalchemy as sa
 from deploy.local import Stack
 from shared.database.engine import connect, in_transaction
 from shared.domain.errors import DatabaseAway
-from shared.domain.task import Status
+from shared.domain.task import Status, Task
+from shared.observe import metrics
+from shared.observe.catalog import DATABASE_ERRORS
 from tests.factories import Rows
 from tests.proxy import FaultProxy
 from tests.servers import free_port
@@ -112,4 +116,43 @@ def test_the_server_ends_a_transaction_whose_client_says_nothing_more(rows: Rows
 
     silent.invalidate()
     silent.close()
+    engine.dispose()
+
+
+def test_what_the_database_refuses_is_counted_by_its_class(database_url: str) -> None:
+    measured = metrics.build(metrics.EVERYTHING, strict=True)
+    engine = connect(database_url, pool_size=2, metrics=measured)
+
+    def run(statement: str) -> None:
+        in_transaction(engine, lambda c: c.execute(sa.text(statement)))
+
+    with pytest.raises(sa.exc.DBAPIError):
+        run("select 1 / 0")
+    with pytest.raises(DatabaseAway):
+        run("select pg_terminate_backend(pg_backend_pid())")
+
+    counted = {name: measured.value("database_errors_total", error_class=name) for name in DATABASE_ERRORS}
+    assert counted == {"deadlock": 0, "serialization": 0, "lock_timeout": 0, "disconnect": 1, "other": 1}
+    engine.dispose()
+
+
+def test_two_transactions_that_wait_for_each_other_both_end_and_one_deadlock_is_counted(rows: Rows) -> None:
+    measured = metrics.build(metrics.EVERYTHING, strict=True)
+    engine = connect(rows.url, pool_size=2, metrics=measured)
+    first, second = rows.pending(), rows.pending()
+    both_hold_one = threading.Barrier(2)
+
+    def swap(mine: Task, theirs: Task) -> None:
+        def work(connection: sa.Connection) -> None:
+            connection.execute(sa.text("select 1 from tasks where id = :id for update"), {"id": mine.id})
+            with suppress(threading.BrokenBarrierError):  # whoever repeats its transaction comes alone
+                both_hold_one.wait(3)
+            connection.execute(sa.text("select 1 from tasks where id = :id for update"), {"id": theirs.id})
+
+        in_transaction(engine, work)
+
+    with ThreadPoolExecutor(2) as threads:
+        for swapped in [threads.submit(swap, first, second), threads.submit(swap, second, first)]:
+            swapped.result(60)
+    assert measured.value("database_errors_total", error_class="deadlock") >= 1
     engine.dispose()

@@ -141,3 +141,24 @@ def test_every_unfinished_status_is_exported(lab, exporter):
     exporter.turn()
     for status in Status:
         assert (gauge(lab, "tasks", pool=POOL, status=status) is None) == status.is_final
+
+
+def test_a_pool_says_how_many_of_its_backends_work(lab, exporter):
+    def backends() -> dict[str, float | None]:
+        exporter.turn()
+        states = ("working", "paused", "away")
+        return {state: gauge(lab, "pool_backends", pool=POOL, state=state) for state in states}
+
+    assert backends() == {"working": 1, "paused": 0, "away": 0}
+    lab.slots.set_health("gpu-1", "down")
+    assert backends() == {"working": 0, "paused": 0, "away": 1}
+    lab.slots.set_health("gpu-1", "up")
+    lab.slots.pause("gpu-1", "somebody", "a test", None)
+    assert backends() == {"working": 0, "paused": 1, "away": 0}
+
+
+def test_the_connections_of_the_database_and_their_limit_are_shown(lab, exporter):
+    exporter.turn()
+    limit = int(lab.sql("show max_connections")[0][0])
+    assert gauge(lab, "database_connections", kind="limit") == limit
+    assert 0 < (gauge(lab, "database_connections", kind="open") or 0) < limit

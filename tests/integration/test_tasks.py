@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from shared.domain.outcome import FollowUp
-from shared.domain.task import Accepted, Reason, Status, task_id_for
-from tests.factories import Rows, a_change, a_claim, at_once
+from shared.domain.task import Accepted, Reason, Stage, Status, task_id_for
+from tests.factories import MEASURED, POOL, Rows, a_change, a_claim, at_once
 
 
 @pytest.fixture
@@ -331,3 +331,24 @@ def test_an_owner_that_lost_its_row_to_the_same_process_does_not_stand_in_its_wa
     assert late is None
     assert recorded is not None and recorded.status is Status.PROCESSING  # noqa: PT018 - the first is for the types
     assert rows.attempts(now)[0].body_hash == "new"
+
+
+def test_how_late_a_due_row_is_taken_is_measured_by_the_databases_clock(rows: Rows) -> None:
+    rows.age(rows.processing(), due_at=5)
+    before = MEASURED.value("poll_lag_seconds", pool=POOL)
+    late = MEASURED.registry.get_sample_value("darkroom_poll_lag_seconds_sum", {"pool": POOL}) or 0.0
+    rows.tasks.take_due(10, next_look=60)
+    assert MEASURED.value("poll_lag_seconds", pool=POOL) == before + 1
+    now = MEASURED.registry.get_sample_value("darkroom_poll_lag_seconds_sum", {"pool": POOL})
+    assert now == pytest.approx(late + 5, abs=4)
+
+
+def test_an_order_that_nobody_could_have_made_counts_as_refused_and_not_as_failed(rows: Rows) -> None:
+    def ended(outcome: str) -> float:
+        return MEASURED.value("orders_finished_total", pool=POOL, outcome=outcome)
+
+    refused, failed = ended("refused"), ended("failed")
+    rows.moved(rows.pending(), Status.FAILED, reason=Reason.INVALID_WORKFLOW, stage=Stage.ORDERS)
+    assert (ended("refused"), ended("failed")) == (refused + 1, failed)
+    rows.moved(rows.pending(), Status.FAILED, reason=Reason.BUG, stage=Stage.SUBMIT)
+    assert (ended("refused"), ended("failed")) == (refused + 1, failed + 1)
