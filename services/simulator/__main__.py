@@ -113,7 +113,7 @@ async def _serve(options: Options) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, server.end)
-    if await server.open():
+    if await server.open(options.startup_seconds):
         print(f"listening on http://{options.host}:{server.port}", flush=True)
     return await server.wait()
 

@@ -14,15 +14,18 @@ from typing import Any, Final
 
 Setting = dict[str, Any]
 
-#: Every object fault with the fields it takes and their defaults. `times` None means until removed.
+#: Faults of any server, with the fields each takes and their defaults. `times` None means until removed.
 SHAPES: Final[dict[str, Setting]] = {
     "refuse": {"seconds": 1.0},
-    "restart": {"down_seconds": 0.0},
     "answer_500": {"paths": ["/prompt"], "methods": None, "queue": False, "times": None, "probability": 1.0},
     "drop_after_accept": {"paths": ["/prompt"], "methods": None, "times": None, "probability": 1.0},
     "drop_before_read": {"paths": ["/prompt"], "methods": None, "times": None, "probability": 1.0},
     "slow": {"seconds": 1.0, "paths": ["*"], "methods": None, "before": False, "times": None, "probability": 1.0},
     "garbage": {"paths": ["/prompt"], "methods": None, "kind": "html", "times": None, "probability": 1.0},
+}
+#: Those of ComfyUI alone.
+COMFYUI_SHAPES: Final[dict[str, Setting]] = {
+    "restart": {"down_seconds": 0.0},
     "fail_execution": {
         "match": "",
         "exception_type": "RuntimeError",
@@ -33,7 +36,6 @@ SHAPES: Final[dict[str, Setting]] = {
     "corrupt_output": {"match": "", "times": None, "probability": 1.0},
     "freeze": {},
 }
-NUMBERS: Final = ("history_lag_seconds", "seconds_per_image")
 _ACTIONS: Final = ("refuse", "restart")  # done once by the server, never kept
 _GARBAGE_KINDS: Final = ("html", "cut_json", "cut_body")
 
@@ -43,12 +45,19 @@ class BadFault(ValueError):
 
 
 class Faults:
-    """The switched-on faults of one simulator."""
+    """The switched-on faults of one simulator.
 
-    def __init__(self, seconds_per_image: float, history_lag_seconds: float, seed: int | None = None) -> None:
+    numbers -- settings that are one number each, with their defaults
+    shapes  -- faults of this kind of server, beside SHAPES
+    """
+
+    def __init__(
+        self, numbers: Mapping[str, float], seed: int | None = None, shapes: Mapping[str, Setting] | None = None
+    ) -> None:
         self._lock = threading.Lock()
         self._random = random.Random(seed)
-        self._defaults = {"seconds_per_image": seconds_per_image, "history_lag_seconds": history_lag_seconds}
+        self._shapes = {**SHAPES, **(shapes or {})}
+        self._defaults = dict(numbers)
         self._numbers = dict(self._defaults)
         self._rules: dict[str, list[Setting]] = {}
         self._hits: Counter[str] = Counter()
@@ -82,16 +91,18 @@ class Faults:
         for name, value in body.items():
             if name == "clear":
                 continue
-            if name in NUMBERS:
+            if name in self._defaults:
                 numbers[name] = self._defaults[name] if value is None else _number(name, value)
             elif name in _ACTIONS:
                 if value is not None:
-                    actions.append((name, _complete(name, value)))
-            elif name in SHAPES:
-                several = value if isinstance(value, list) and name == "fail_execution" else [value]
-                rules[name] = [_complete(name, one) for one in several if one not in (None, False)]
+                    actions.append((name, self._complete(name, value)))
+            elif name in self._shapes:
+                several = value if isinstance(value, list) and "match" in self._shapes[name] else [value]
+                rules[name] = [self._complete(name, one) for one in several if one not in (None, False)]
             else:
-                raise BadFault(f"there is no fault called {name!r}; known: {', '.join([*SHAPES, *NUMBERS])}")
+                raise BadFault(
+                    f"there is no fault called {name!r}; known: {', '.join([*self._shapes, *self._defaults])}"
+                )
         with self._lock:
             if body.get("clear"):
                 self._rules.clear()
@@ -122,6 +133,34 @@ class Faults:
         """A restart ends `freeze`; the other faults outlive it."""
         with self._lock:
             self._rules.pop("freeze", None)
+
+    def _complete(self, name: str, value: object) -> Setting:
+        """The setting with its defaults filled in, every field checked."""
+        if value is True or value in (None, False):
+            value = {}
+        if not isinstance(value, dict):
+            raise BadFault(f"{name} takes an object, not {value!r}")
+        shape = self._shapes[name]
+        unknown = sorted(set(value) - set(shape))
+        if unknown:
+            raise BadFault(f"{name} has no field {', '.join(unknown)}; known: {', '.join(shape) or 'none'}")
+        setting: Setting = {**shape, **value}
+        for field in ("seconds", "down_seconds", "probability"):
+            if field in setting:
+                setting[field] = _number(f"{name}.{field}", setting[field])
+        times = setting.get("times")
+        if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
+            raise BadFault(f"{name}.times must be a whole number above 0 or null, not {times!r}")
+        for field in ("paths", "methods"):
+            listed = setting.get(field)
+            if listed is not None and not (isinstance(listed, list) and all(isinstance(each, str) for each in listed)):
+                raise BadFault(f"{name}.{field} must be a list of strings, not {listed!r}")
+        for field in ("match", "exception_type", "message"):
+            if field in setting and not isinstance(setting[field], str):
+                raise BadFault(f"{name}.{field} must be a string, not {setting[field]!r}")
+        if name == "garbage" and setting["kind"] not in _GARBAGE_KINDS:
+            raise BadFault(f"garbage.kind must be one of {', '.join(_GARBAGE_KINDS)}, not {setting['kind']!r}")
+        return setting
 
     def _take(self, name: str, is_hit: Any) -> Setting | None:
         with self._lock:
@@ -157,32 +196,3 @@ def _number(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise BadFault(f"{name} must be a number, 0 or more, not {value!r}")
     return float(value)
-
-
-def _complete(name: str, value: object) -> Setting:
-    """The setting with its defaults filled in, every field checked."""
-    if value is True or value in (None, False):
-        value = {}
-    if not isinstance(value, dict):
-        raise BadFault(f"{name} takes an object, not {value!r}")
-    shape = SHAPES[name]
-    unknown = sorted(set(value) - set(shape))
-    if unknown:
-        raise BadFault(f"{name} has no field {', '.join(unknown)}; known: {', '.join(shape) or 'none'}")
-    setting: Setting = {**shape, **value}
-    for field in ("seconds", "down_seconds", "probability"):
-        if field in setting:
-            setting[field] = _number(f"{name}.{field}", setting[field])
-    times = setting.get("times")
-    if times is not None and (isinstance(times, bool) or not isinstance(times, int) or times < 1):
-        raise BadFault(f"{name}.times must be a whole number above 0 or null, not {times!r}")
-    for field in ("paths", "methods"):
-        listed = setting.get(field)
-        if listed is not None and not (isinstance(listed, list) and all(isinstance(each, str) for each in listed)):
-            raise BadFault(f"{name}.{field} must be a list of strings, not {listed!r}")
-    for field in ("match", "exception_type", "message"):
-        if field in setting and not isinstance(setting[field], str):
-            raise BadFault(f"{name}.{field} must be a string, not {setting[field]!r}")
-    if name == "garbage" and setting["kind"] not in _GARBAGE_KINDS:
-        raise BadFault(f"garbage.kind must be one of {', '.join(_GARBAGE_KINDS)}, not {setting['kind']!r}")
-    return setting

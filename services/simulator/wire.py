@@ -58,6 +58,7 @@ class Response:
     content_type: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     prompt_id: str | None = None  # of the prompt this call queued, for the log
+    held_seconds: float = 0.0  # a call that takes as long as the work it asks for
 
     @classmethod
     def json(cls, value: Any, status: int = 200) -> Response:

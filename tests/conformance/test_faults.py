@@ -207,8 +207,9 @@ def test_a_probability_of_nothing_never_strikes(modern: Simulated) -> None:
 def test_the_reference_names_every_fault_field_and_statistic(modern: Simulated) -> None:
     reference = Path(simulator.__file__).read_text().partition('"""\n\nfrom')[0]
     named = set(re.findall(r"\w+", reference))
-    assert {*faults.SHAPES, *faults.NUMBERS} <= named
-    assert {field for shape in faults.SHAPES.values() for field in shape} <= named
+    shapes = {**faults.SHAPES, **faults.COMFYUI_SHAPES}
+    assert {*shapes, "seconds_per_image", "history_lag_seconds"} <= named
+    assert {field for shape in shapes.values() for field in shape} <= named
     modern.run(solid())
     stats = modern.stats()
     assert {*stats, *stats["executions"][0], *stats["log"][0]} <= named
