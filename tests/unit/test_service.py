@@ -22,6 +22,7 @@ def test_the_watchdog_runs_with_and_without_a_port(monkeypatch: pytest.MonkeyPat
         name="poller",
         settings=cast(Any, SimpleNamespace(metrics_port=port, metrics_host="127.0.0.1")),
         backends=(),
+        tables={},
         topology=topology([]),
         metrics=metrics,
         health=health,
