@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from deploy.local import Stack
+from services.ops.audit_command import jobs_found, keys_lost
+from shared.config import load_settings
+from shared.database.engine import connect
 from shared.domain.messages import Order
 from shared.domain.task import Reason, Status
 from tests.drill.matrix import Drill, Victim
@@ -161,12 +164,22 @@ class Progress:
         self._workload = Workload.new(_photo(system.folder / "photos"))
         self._letters_before = len(system.letters())
         self._unreadable = 0
+        self._over = threading.Event()
 
     def run(self) -> None:
         """Raises AssertionError with the first thing that is not as it must be."""
         self._have_healthy()
         if self._drill.victim is not Victim.COMMAND:
             self._arm()
+        customer = threading.Thread(target=self._cancel_unwanted, daemon=True)
+        customer.start()
+        try:
+            self._go_through()
+        finally:
+            self._over.set()
+            customer.join()
+
+    def _go_through(self) -> None:
         self._place()
         if self._drill.victim is not Victim.COMMAND:
             self._await_death()
@@ -175,6 +188,7 @@ class Progress:
             self._replay()
         self._stop_armed()
         audit(self._system)
+        self._ask_outside()
         self._compare()
 
     def report(self, verdict: str, seconds: float) -> Report:
@@ -221,7 +235,7 @@ class Progress:
         """Somebody died where it should; then a healthy one comes, as a supervisor would start it."""
         point = self._drill.point
         eventually(
-            lambda: self._tend() or point in self._deaths(),
+            lambda: point in self._deaths(),
             within=_DEATH_SECONDS,
             what=f"somebody reaches {point}",
             every=0.05,
@@ -258,18 +272,20 @@ class Progress:
         self._system.mail.send(b"not even JSON")
         self._unreadable = 1
 
-    def _tend(self) -> None:
-        """The customer of the unwanted order cancels it while it runs."""
-        row = self._system.row(self._workload.unwanted)
-        if row is not None and row.status == Status.PROCESSING:
-            self._system.tasks.cancel(row.id)
+    def _cancel_unwanted(self) -> None:
+        """A thread's whole life: the customer of the unwanted order cancels it as soon as it runs."""
+        status = None
+        while not self._over.wait(0.02) and (status is None or not Status(status).is_final):
+            row = self._system.row(self._workload.unwanted)
+            status = row.status if row is not None else None
+            if status == Status.PROCESSING:
+                self._system.tasks.cancel(row.id)
 
     def _await_ends(self) -> None:
         wanted = len(self._workload.ends)
         letters = self._letters_before + self._unreadable
 
         def is_over() -> bool:
-            self._tend()
             rows = self._system.rows(self._workload.orders)
             settled = [row for row in rows if Status(row.status).is_final and row.due_at is None]
             return len(settled) == wanted and len(self._system.letters()) >= letters and not owed(self._system)
@@ -300,6 +316,18 @@ class Progress:
         eventually(lambda: not system.sql(unpublished), within=_END_SECONDS, what="every replay ends")
         self._unreadable = 2
         self._await_ends()
+
+    def _ask_outside(self) -> None:
+        """What `darkroom audit --keys` asks of servers and queues."""
+        engine = connect(self._system.settings["DARKROOM_DATABASE_URL"])
+        try:
+            found, silent = jobs_found(engine)
+            chosen = load_settings(self._system.settings, dotenv=None)
+            found += keys_lost(engine, chosen, [order.idempotency_key for order in self._workload.orders])
+        finally:
+            engine.dispose()
+        assert not found, "; ".join(f"{f.check}: {f.subject} {f.detail}" for f in found)
+        assert not silent, f"servers that do not answer: {silent}"
 
     def _compare(self) -> None:
         """Every order ended as it must, whoever died."""
