@@ -20,6 +20,7 @@ from shared.database.migrate import current_revision, newest_revision
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.errors import DarkroomError, Outage
+from shared.domain.fit import CONNECTIONS
 from shared.domain.messages import Order
 from shared.observe import crash, logs, metrics
 from shared.observe.health import Health, Server, Watchdog
@@ -85,27 +86,9 @@ class Service:
         Raises InvalidBackends for one of the file. One that only the table still names is left out when it cannot be
         made any more: its jobs are asked about once it can.
         """
-        settings = self.settings
         in_file = {backend.name: backend for backend in self.backends}
-        tools = Tools(
-            workflows=workflows,
-            pictures=Pictures(
-                folders=settings.input_folders,
-                allow_private=settings.allow_private_inputs,
-                connect_seconds=min(5.0, settings.input_timeout_seconds),
-                read_seconds=min(10.0, settings.input_timeout_seconds),
-                limit_seconds=settings.input_timeout_seconds,
-            ),
-            timings=Timings(
-                connect=min(5.0, settings.backend_timeout_seconds),
-                submit_read=settings.backend_timeout_seconds,
-                upload_read=settings.backend_timeout_seconds,
-                read=min(10.0, settings.backend_timeout_seconds),
-                settle=settings.settle_seconds,
-            ),
-            results=self._results,
-            tables=self.tables,
-            environ=os.environ,
+        tools = replace(
+            tools_of(self.settings, workflows), results=self._results, tables=self.tables, environ=os.environ
         )
         found: dict[str, Provider] = {}
         for row in self.slots.backends():
@@ -210,10 +193,29 @@ class Service:
         self.metrics.observe("backend_request_seconds", seconds, backend=backend, operation=operation)
 
 
-def start(name: str, threads: int) -> Service:
-    """Read the settings, set up logs, metrics and signals, and wait for a database with the right schema.
+def tools_of(settings: Settings, workflows: Workflows) -> Tools:
+    """What every provider is made with."""
+    return Tools(
+        workflows=workflows,
+        pictures=Pictures(
+            folders=settings.input_folders,
+            allow_private=settings.allow_private_inputs,
+            connect_seconds=min(5.0, settings.input_timeout_seconds),
+            read_seconds=min(10.0, settings.input_timeout_seconds),
+            limit_seconds=settings.input_timeout_seconds,
+        ),
+        timings=Timings(
+            connect=min(5.0, settings.backend_timeout_seconds),
+            submit_read=settings.backend_timeout_seconds,
+            upload_read=settings.backend_timeout_seconds,
+            read=min(10.0, settings.backend_timeout_seconds),
+            settle=settings.settle_seconds,
+        ),
+    )
 
-    threads -- database connections this process may need at once
+
+def start(name: str) -> Service:
+    """Read the settings, set up logs, metrics and signals, and wait for a database with the right schema.
 
     Raises SettingsError, InvalidBackends, CannotStart: all of them for a person to read.
     """
@@ -237,7 +239,7 @@ def start(name: str, threads: int) -> Service:
         topology=topo,
         metrics=measured,
         health=Health(measured, required=("broker", "database")),
-        engine=connect(settings.database_url.get_secret_value(), pool_size=threads, metrics=measured),
+        engine=connect(settings.database_url.get_secret_value(), pool_size=CONNECTIONS[name], metrics=measured),
         readiness_engine=connect(
             settings.database_url.get_secret_value(), pool_size=1, statement_timeout_seconds=_READINESS_SECONDS
         ),

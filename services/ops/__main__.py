@@ -28,7 +28,7 @@ _LIMIT_SECONDS: Final = 120.0
 
 
 def main() -> None:
-    service = start("ops", threads=6)
+    service = start("ops")
     settings = service.settings
     letters = DeadLetters(service.engine, service.actor)
     collector = Collector(letters, service.metrics)

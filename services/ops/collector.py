@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from shared.broker.topology import stage_of
 from shared.database.dead_letters import MAX_BODY_BYTES, DeadLetters, NewLetter, storable
+from shared.domain.canary import answers_to, is_canary
 from shared.domain.messages import MAX_DETAIL_CHARS, Delivery
 from shared.domain.outcome import Done, Outcome
 from shared.domain.task import Reason, Stage
@@ -39,13 +40,21 @@ class Collector:
         self._metrics = metrics
 
     def handle(self, deliveries: Sequence[Delivery]) -> Sequence[Outcome]:
-        """Record the whole batch, then have it acked. Raises DatabaseAway: the same batch comes again."""
-        recorded = self._letters.record([letter_of(delivery) for delivery in deliveries])
+        """Record the whole batch, then have it acked. Raises DatabaseAway: the same batch comes again.
+
+        The canaries among them are answered and leave no row.
+        """
+        canaries = [is_canary(delivery) for delivery in deliveries]
+        letters = [letter_of(delivery) for delivery, is_one in zip(deliveries, canaries, strict=True) if not is_one]
+        recorded = self._letters.record(letters)
         for stage, reason in recorded.fresh:
             self._metrics.count("dead_letters_total", stage=stage, reason=reason)
         if recorded.fresh:
             log.info("dead letters recorded", extra={"new": len(recorded.fresh), "reopened": recorded.reopened})
-        return [Done() for _ in deliveries]
+        return [
+            Done(then=answers_to(delivery)) if is_one else Done()
+            for delivery, is_one in zip(deliveries, canaries, strict=True)
+        ]
 
 
 def letter_of(delivery: Delivery) -> NewLetter:

@@ -1,39 +1,44 @@
 """`darkroom doctor`: looks at everything this installation stands on, and says in plain words what it found."""
 
 import os
+import threading
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as NotInTime
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 import typer
 
-from shared.broker.examine import examine_broker
-from shared.broker.topology import topology
+from shared.broker.examine import BrokerLook
+from shared.broker.topology import ORDERS_QUEUE, check_queue, dead_queue, submit_queue, topology
 from shared.config import Settings
-from shared.database.examine import examine_database
+from shared.database.examine import DatabaseLook
+from shared.domain import fit
 from shared.domain.errors import StorageAway
 from shared.domain.finding import Finding, Verdict
+from shared.domain.task import Stage
 from shared.providers.comfyui_examine import examine_comfyui
 from shared.providers.http_examine import examine_api
-from shared.providers.registry import BackendConfig, InvalidBackends, load_backends
+from shared.providers.registry import BackendConfig, InvalidBackends, build, load_backends
 from shared.providers.table import InvalidTables, Table, load_tables
 from shared.providers.workflow import InvalidWorkflows, Workflows, load_workflows
+from shared.service import tools_of
 from shared.storage import Artifacts
 from shared.terminal import AsJson, print_json, settings, table
 
-#: All parts are looked at side by side; one that hangs is given up after this.
-_WITHIN_SECONDS: Final = 25.0
+#: All parts are looked at side by side; one that hangs is given up when so much has passed since the beginning.
+_WITHIN_SECONDS: Final = 12.0
+
+Look = Callable[[], Iterable[Finding]]
 
 
 def doctor(as_json: AsJson = False) -> None:
     """Look at broker, database, servers, workflows and store. Exit status 1 when something has failed.
 
-    What a new installation has yet to do (no schema, no queues, no backends file) is a warning, and so is a workflow
-    that a server cannot run; a server of the backends file that does not answer is a failure.
+    A warning is no failure: what a new installation has yet to do (no schema, no queues, no backends file), or what
+    works and could be better. A server of the backends file that does not answer, or cannot run a workflow, is one.
     """
     given = settings(broker=True)
     findings = examine(given)
@@ -51,30 +56,44 @@ def examine(given: Settings) -> list[Finding]:
     """Everything found, in a fixed order. No part keeps another from being looked at."""
     backends, tables, workflows, findings = _files(given)
     pools = sorted({backend.pool for backend in backends}) or ["comfyui"]
-    parts: dict[str, Callable[[], Iterable[Finding]]] = {
-        "broker": partial(examine_broker, given.amqp_urls, topology(pools), hold_seconds=given.hold_seconds),
-        "database": partial(examine_database, given.database_url.get_secret_value()),
+    broker = BrokerLook(given.amqp_urls, topology(pools))
+    database = DatabaseLook(given.database_url.get_secret_value())
+    looks: dict[str, Look] = {
+        "broker": broker.findings,
+        "database": database.findings,
         "artifact store": partial(_store, given.artifacts_url),
     }
     for backend in backends:
-        parts[f"backend {backend.name}"] = (
-            partial(examine_comfyui, backend.name, backend.url, workflows)
-            if backend.provider is None
-            else partial(examine_api, backend.name, tables[backend.provider], os.environ)
-        )
-    threads = ThreadPoolExecutor(len(parts))
-    begun = {about: threads.submit(lambda look=look: list(look())) for about, look in parts.items()}  # type: ignore[misc]  # mypy cannot type a lambda with a default
-    threads.shutdown(wait=False)
-    for about, future in begun.items():
+        looks[f"backend {backend.name}"] = _look_at(backend, tables, workflows)
+    findings += _side_by_side(looks)
+    findings += _fit(given, backends, tables, workflows, broker.consumers)
+    if database.room is not None:
+        findings += fit.connection_findings(database.room, _processes(broker.consumers, pools))
+    return findings
+
+
+def _side_by_side(looks: Mapping[str, Look]) -> Iterator[Finding]:
+    """What each of them finds, in their order; also what one had found before it hung or broke."""
+    found: dict[str, list[Finding]] = {about: [] for about in looks}
+    ended = {about: threading.Event() for about in looks}
+
+    def run(about: str, look: Look) -> None:
         try:
-            findings += future.result(_WITHIN_SECONDS)
-        except NotInTime:
-            found = f"no answer within {_WITHIN_SECONDS:.0f} s"
-            findings.append(Finding(about, Verdict.FAIL, found, "is a firewall between?"))
+            found[about].extend(look())
         except Exception as error:  # noqa: BLE001 - one part's mistake must not hide what the others found
-            found = f"could not be looked at: {type(error).__name__}: {error}"
-            findings.append(Finding(about, Verdict.FAIL, found, "please report this"))
-    return [*findings, *_prefetch(given, backends)]
+            said = f"could not be looked at: {type(error).__name__}: {error}"
+            found[about].append(Finding(about, Verdict.FAIL, said, "please report this"))
+        ended[about].set()
+
+    ends = time.monotonic() + _WITHIN_SECONDS
+    for about, look in looks.items():
+        threading.Thread(target=run, args=(about, look), daemon=True).start()  # nobody waits for one that hangs
+    for about in looks:
+        in_time = ended[about].wait(max(0.0, ends - time.monotonic()))
+        yield from list(found[about])
+        if not in_time:
+            said = f"no answer within {_WITHIN_SECONDS:.0f} s"
+            yield Finding(about, Verdict.FAIL, said, "is a firewall between? is it overloaded?")
 
 
 def _files(
@@ -102,6 +121,12 @@ def _files(
     return backends, tables, workflows, findings
 
 
+def _look_at(backend: BackendConfig, tables: Mapping[str, Table], workflows: Workflows) -> Look:
+    if backend.provider is None:
+        return partial(examine_comfyui, backend.name, backend.url, workflows)
+    return partial(examine_api, backend.name, tables[backend.provider], os.environ)
+
+
 def _store(url: str) -> Iterator[Finding]:
     try:
         Artifacts(url).probe()
@@ -111,16 +136,33 @@ def _store(url: str) -> Iterator[Finding]:
         yield Finding("artifact store", Verdict.OK, "written, read and deleted")
 
 
-def _prefetch(given: Settings, backends: Iterable[BackendConfig]) -> Iterator[Finding]:
-    """Permits that one submitter holds, against the slots its pool has: too few leave slots empty."""
-    capacity: dict[str, int] = defaultdict(int)
+def _fit(
+    given: Settings,
+    backends: Sequence[BackendConfig],
+    tables: Mapping[str, Table],
+    workflows: Workflows,
+    consumers: Mapping[str, int],
+) -> Iterator[Finding]:
+    """Settings against each other, against the backends, and against the workers that run."""
+    tools = tools_of(given, workflows)
+    servers = {b.name: build(b, tools).submit_limit_seconds for b in backends if b.provider is None}
+    accounts = {b.name: tables[b.provider].submit_limit_seconds for b in backends if b.provider is not None}
+    yield from fit.lease_findings(given.lease_seconds, servers)  # an API's pool has a lease of its own
+    yield from fit.ack_timeout_findings(given.hold_seconds, servers | accounts)
+    yield from fit.drain_findings(given.drain_seconds)
+    slots: dict[str, int] = defaultdict(int)
     for backend in backends:
-        capacity[backend.pool] += backend.capacity
-    for pool, slots in sorted(capacity.items()):
+        slots[backend.pool] += backend.capacity
+    for pool, count in sorted(slots.items()):
         prefetch = given.prefetch_comfyui if pool == "comfyui" else given.prefetch_api
-        workers = -(-slots // prefetch)
-        if workers > 1:
-            found = f"pool {pool} has {slots} slots, one submitter holds {prefetch} permits"
-            yield Finding("prefetch", Verdict.WARN, found, f"run {workers} submitters, or raise the prefetch")
-        else:
-            yield Finding("prefetch", Verdict.OK, f"{prefetch} permits per submitter for {slots} slots of pool {pool}")
+        submitters = consumers.get(submit_queue(pool), 0)
+        yield from fit.prefetch_findings(pool, slots=count, prefetch=prefetch, submitters=submitters)
+
+
+def _processes(consumers: Mapping[str, int], pools: Iterable[str]) -> dict[str, int]:
+    """How many of each service run, by the consumers their queues have. A producer consumes nothing."""
+    return {
+        "submitter": consumers.get(ORDERS_QUEUE, 0),
+        "poller": max((consumers.get(check_queue(pool), 0) for pool in pools), default=0),
+        "ops": max(consumers.get(dead_queue(stage), 0) for stage in Stage),
+    }

@@ -34,7 +34,7 @@ _JOIN_SECONDS = 6.0
 
 
 def main() -> None:
-    service = start("poller", threads=12)
+    service = start("poller")
     settings = service.settings
     service.sync_backends()
     providers = service.providers(service.workflows())

@@ -8,7 +8,6 @@ import threading
 from services.producer.api import create_app
 from services.producer.auth import is_loopback
 from services.producer.connections import http_server
-from services.producer.database_calls import DATABASE_THREADS
 from services.producer.orders import Offer
 from shared.broker.broker import Broker
 from shared.database.listing import Listing
@@ -19,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    service = start("producer", threads=DATABASE_THREADS)
+    service = start("producer")
     settings = service.settings
     if not settings.http_token_values and not is_loopback(settings.http_host):
         raise CannotStart(

@@ -5,12 +5,13 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 
 from shared.domain.errors import DatabaseAway
+from shared.domain.fit import CONNECTIONS
 from shared.observe.logs import ContextPool
 
 T = TypeVar("T")
 
-#: Threads that wait for the database, and so the connections this service needs.
-DATABASE_THREADS: Final = 8
+#: Threads that wait for the database.
+DATABASE_THREADS: Final = CONNECTIONS["producer"]
 #: How long one call may take before the database counts as away.
 CALL_SECONDS: Final = 5.0
 

@@ -4,10 +4,12 @@ import logging
 from collections.abc import Mapping
 
 from services.submitter.intake import Intake
-from services.submitter.submit import MARGIN_SECONDS, Submit
+from services.submitter.submit import Submit
 from shared.broker.broker import Broker
 from shared.broker.consumer import Subscription
 from shared.broker.topology import ORDERS_QUEUE, submit_queue
+from shared.domain.finding import Verdict
+from shared.domain.fit import MARGIN_SECONDS, lease_findings
 from shared.observe.logs import ContextPool
 from shared.providers.base import Provider
 from shared.providers.http_api import HttpApi
@@ -18,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    service = start("submitter", threads=24)
+    service = start("submitter")
     settings = service.settings
     service.sync_backends()
     providers = service.providers(service.workflows())
@@ -105,16 +107,13 @@ def _lease(service: Service, pool: str, providers: Mapping[str, Provider]) -> fl
 
 
 def _check_lease(lease_seconds: float, providers: Mapping[str, Provider]) -> None:
-    """A lease that can end during a POST lets a second worker send the same job."""
-    for name, provider in providers.items():
-        if isinstance(provider, HttpApi):
-            continue  # its pool has a lease of its own
-        needed = provider.submit_limit_seconds + MARGIN_SECONDS
-        if lease_seconds <= needed:
-            raise CannotStart(
-                f"DARKROOM_LEASE_SECONDS is {lease_seconds:.0f}; one submission to {name} may take {needed:.0f} s,"
-                " and a row must not be taken over meanwhile"
-            )
+    """An API's pool has a lease of its own, see `_lease`."""
+    limits = {
+        n: provider.submit_limit_seconds for n, provider in providers.items() if not isinstance(provider, HttpApi)
+    }
+    for finding in lease_findings(lease_seconds, limits):
+        if finding.verdict is Verdict.FAIL:
+            raise CannotStart(f"{finding.found}: {finding.advice}")
 
 
 if __name__ == "__main__":

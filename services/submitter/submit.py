@@ -26,6 +26,7 @@ from shared.domain.errors import (
     ProviderRejected,
     StorageAway,
 )
+from shared.domain.fit import MARGIN_SECONDS
 from shared.domain.messages import TASK_SUBMIT, Artifact, Delivery, Message, dead_letter, event
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Hold, Outcome, Verdict
 from shared.domain.retry import Bug, RetryPolicy, killer, tried
@@ -43,8 +44,6 @@ T = TypeVar("T")
 
 #: A server that refused a connection gets work again when the poller has seen it answer; until then the row waits.
 _BUSY_SECONDS: Final = 2.0
-#: Room for a slow commit between the last look at the lease and the POST.
-MARGIN_SECONDS: Final = 2.0
 #: Between two tries to fetch or store pictures that a synchronous provider has made: nobody can ask it for them again.
 _AGAIN_SECONDS: Final = 2.0
 

@@ -1,4 +1,4 @@
-"""Looks at the broker as a newcomer would: is it there, are the queues as we mean them, do dead letters arrive."""
+"""Looks at the broker as a newcomer would: is it there, new enough and not in need, are the queues as we mean them."""
 
 import time
 import uuid
@@ -7,151 +7,143 @@ from typing import Any, Final
 
 import pika
 from pika.adapters.blocking_connection import BlockingConnection
-from pika.exceptions import AMQPError, ChannelClosedByBroker
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPError, ConnectionBlockedTimeout
 
 from shared.broker.connection import parameters_of
+from shared.broker.examine_dead_letters import examine_dead_letters
+from shared.broker.examine_queues import count_consumers, examine_arguments
 from shared.broker.topology import Topology
+from shared.domain.canary import OWN_QUEUES
 from shared.domain.finding import Finding, Verdict
 
 #: Quorum queues with at-least-once dead-lettering.
 _MIN_VERSION: Final = (3, 10)
-#: What RabbitMQ waits for an ack unless it is told otherwise.
-_ACK_TIMEOUT_SECONDS: Final = 1800.0
-_ARRIVES_WITHIN_SECONDS: Final = 5.0
+#: For the way to one address, greeting included.
+_CONNECT_SECONDS: Final = 3.0
+_ANSWERS_WITHIN_SECONDS: Final = 3.0
+#: A broker in need reads nothing more from who has published: such a connection cannot even say goodbye.
+_BLOCKED_SECONDS: Final = 1.0
+
+#: A greeting that takes too long is no AMQPError to pika.
+_LOST: Final = (AMQPError, AMQPConnectorException, OSError)
+
+_RELIEF: Final = {
+    "memory": "give it more memory, or raise vm_memory_high_watermark; full queues need workers",
+    "disk": "free disk space there, or lower disk_free_limit",
+}
 
 
-def examine_broker(urls: Sequence[str], topology: Topology, *, hold_seconds: float) -> Iterator[Finding]:
-    """Everything there is to say; nothing of it stays behind. Takes some seconds per address that does not answer."""
-    connection = None
-    for number, parameters in enumerate(parameters_of(urls), start=1):
-        parameters.blocked_connection_timeout = _ARRIVES_WITHIN_SECONDS
-        address = f"{parameters.host}:{parameters.port}"
-        try:
-            opened = BlockingConnection(parameters)
-        except (AMQPError, OSError) as error:
+class BrokerLook:
+    """One look; it makes nothing that outlives it. Takes three seconds per address that does not answer.
+
+    consumers -- how many take from each queue, by name; filled while `findings` runs, empty if nobody can say
+    """
+
+    def __init__(self, urls: Sequence[str], topology: Topology) -> None:
+        self._urls = urls
+        self._topology = topology
+        self.consumers: dict[str, int] = {}
+
+    def findings(self) -> Iterator[Finding]:
+        """Everything there is to say."""
+        reached, away = self._addresses()
+        for parameters, error in away:
             yield Finding(
                 "broker",
-                Verdict.FAIL if number == len(urls) and connection is None else Verdict.WARN,
-                f"RabbitMQ does not answer at {address}: {_text(error)}",
+                Verdict.WARN if reached else Verdict.FAIL,
+                f"no connection to RabbitMQ at {_address(parameters)}: {_text(error)}",
                 "start it, or correct DARKROOM_AMQP_URL",
             )
-            continue
-        if connection is not None:
-            opened.close()
-            yield Finding("broker", Verdict.OK, f"RabbitMQ answers at {address} too")
-            continue
-        connection = opened
-        yield _version(connection, address)
-    if connection is not None:
-        try:
-            yield from _queues(connection, topology)
-            yield _canary(connection)
-        except (AMQPError, OSError) as error:
-            yield Finding("broker", Verdict.FAIL, f"the connection broke meanwhile: {_text(error)}", "look at its log")
-        finally:
-            if connection.is_open:
-                connection.close()
-    yield _ack_timeout(hold_seconds)
+        for parameters, version in reached:
+            yield _version_finding(version, _address(parameters))
+        if reached:
+            first = reached[0][0]
+            try:
+                yield from self._look_into(first)
+            except _LOST as error:
+                found = f"the connection to {_address(first)} broke meanwhile: {_text(error)}"
+                yield Finding("broker", Verdict.FAIL, found, "look at the broker's log")
+
+    def _addresses(self) -> tuple[list[tuple[pika.URLParameters, str]], list[tuple[pika.URLParameters, Exception]]]:
+        """Those that answer, with their versions, and those that do not, with what went wrong."""
+        reached: list[tuple[pika.URLParameters, str]] = []
+        away: list[tuple[pika.URLParameters, Exception]] = []
+        for parameters in parameters_of(self._urls):
+            parameters.socket_timeout = parameters.stack_timeout = _CONNECT_SECONDS
+            parameters.blocked_connection_timeout = _BLOCKED_SECONDS
+            try:
+                with BlockingConnection(parameters) as connection:
+                    reached.append((parameters, _version_of(connection)))
+            except _LOST as error:
+                away.append((parameters, error))
+        return reached, away
+
+    def _look_into(self, parameters: pika.URLParameters) -> Iterator[Finding]:
+        with BlockingConnection(parameters) as connection:
+            self.consumers |= count_consumers(connection, self._topology)
+            yield from examine_arguments(connection, self._topology, there=self.consumers)
+        need = _need(parameters)
+        if need is not None:
+            advice = "; ".join(text for word, text in _RELIEF.items() if word in need) or "look at the broker's log"
+            yield Finding("broker", Verdict.FAIL, f"it takes no messages: {need}", advice)
+            return  # what is published now stays behind until the alarm is over
+        with BlockingConnection(parameters) as connection:
+            yield from examine_dead_letters(connection, self._topology)
 
 
-def _version(connection: BlockingConnection, address: str) -> Finding:
+def _version_of(connection: BlockingConnection) -> str:
     properties: dict[str, Any] = connection._impl.server_properties or {}
-    version = str(properties.get("version", "?"))
+    return str(properties.get("version", "?"))
+
+
+def _version_finding(version: str, address: str) -> Finding:
     parts = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
     if parts < _MIN_VERSION:
         return Finding("broker", Verdict.FAIL, f"RabbitMQ {version} at {address} is too old", "3.10 or newer is needed")
     return Finding("broker", Verdict.OK, f"RabbitMQ {version} at {address}")
 
 
-def _queues(connection: BlockingConnection, topology: Topology) -> Iterator[Finding]:
-    absent = []
-    for queue in topology.queues:
-        try:
-            with connection.channel() as channel:
-                channel.queue_declare(queue.name, passive=True)
-        except ChannelClosedByBroker as error:
-            if error.reply_code != 404:
-                raise
-            absent.append(queue.name)
-            continue
-        try:
-            with connection.channel() as channel:
-                channel.queue_declare(queue.name, durable=True, arguments=dict(queue.arguments))
-        except ChannelClosedByBroker as error:
-            yield Finding(
-                f"queue {queue.name}",
-                Verdict.FAIL,
-                f"it was declared otherwise: {error.reply_text}",
-                "take the services down, empty and delete it; the next start declares it",
-            )
-        else:
-            yield Finding(f"queue {queue.name}", Verdict.OK, "its arguments are ours")
-    if absent:
-        found = f"not there yet: {', '.join(absent)}"
-        yield Finding("queues", Verdict.WARN, found, "any service declares them when it starts")
+def _need(parameters: pika.URLParameters) -> str | None:
+    """Why the broker takes no messages, in its own words; None when it does.
+
+    It says so to who publishes and to nobody else. A message without a queue comes straight back and leaves nothing;
+    the second one only does so where the first did not stop the broker from reading.
+    """
+    reasons: list[str] = []
+    came_back: list[bytes] = []
+    connection = BlockingConnection(parameters)
+    connection.add_on_connection_blocked_callback(lambda _, blocked: reasons.append(_reason(blocked)))
+    channel = connection.channel()
+    channel.add_on_return_callback(lambda *returned: came_back.append(returned[-1]))
+    try:
+        for number in (1, 2):
+            channel.basic_publish("", f"{OWN_QUEUES}{uuid.uuid4().hex}", b"?", mandatory=True)
+            ends = time.monotonic() + _ANSWERS_WITHIN_SECONDS
+            while not reasons and len(came_back) < number:
+                if time.monotonic() > ends:
+                    raise TimeoutError(f"a message without a queue did not come back in {_ANSWERS_WITHIN_SECONDS:g} s")
+                connection.process_data_events(time_limit=0.1)
+        while reasons:  # until pika gives the connection up
+            connection.process_data_events(time_limit=0.1)
+    except ConnectionBlockedTimeout:
+        return reasons[0]
+    connection.close()
+    return None
 
 
-def _canary(connection: BlockingConnection) -> Finding:
-    """A message through a queue and a dead queue of its own, made like ours: the real ones belong to real orders."""
-    name = f"darkroom.doctor.{uuid.uuid4().hex}"
-    dead = f"{name}.dead"
-    arguments = {
-        "x-queue-type": "quorum",
-        "x-overflow": "reject-publish",
-        "x-dead-letter-strategy": "at-least-once",
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": dead,
-    }
-    properties = pika.BasicProperties(delivery_mode=2)  # type: ignore[no-untyped-call]  # pika's annotations are partial
-    with connection.channel() as channel:
-        channel.confirm_delivery()
-        try:
-            channel.queue_declare(dead, durable=True, arguments={"x-queue-type": "quorum"})
-            channel.queue_declare(name, durable=True, arguments=arguments)
-            channel.basic_publish("", name, b"canary", properties, mandatory=True)
-            ends = time.monotonic() + _ARRIVES_WITHIN_SECONDS
-            is_rejected = is_dead = False
-            while not is_dead and time.monotonic() < ends:
-                method, _, _ = channel.basic_get(dead if is_rejected else name)
-                if method is None:
-                    connection.sleep(0.05)
-                elif is_rejected:
-                    channel.basic_ack(method.delivery_tag)
-                    is_dead = True
-                else:
-                    channel.basic_reject(method.delivery_tag, requeue=False)
-                    is_rejected = True
-        finally:
-            if channel.is_open:
-                channel.queue_delete(name)
-                channel.queue_delete(dead)
-    if is_dead:
-        return Finding("dead letters", Verdict.OK, "a rejected message reached its dead queue")
-    return Finding(
-        "dead letters",
-        Verdict.FAIL,
-        f"a rejected message did not reach its dead queue within {_ARRIVES_WITHIN_SECONDS:.0f} s",
-        "is a disk or memory alarm on? look at the broker's log",
-    )
+def _reason(blocked: Any) -> str:
+    reason = blocked.method.reason
+    return reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
 
 
-def _ack_timeout(hold_seconds: float) -> Finding:
-    if hold_seconds >= _ACK_TIMEOUT_SECONDS:
-        return Finding(
-            "ack timeout",
-            Verdict.FAIL,
-            f"a permit is held for up to {hold_seconds:.0f} s, longer than RabbitMQ's {_ACK_TIMEOUT_SECONDS:.0f} s",
-            "lower DARKROOM_HOLD_SECONDS",
-        )
-    return Finding(
-        "ack timeout",
-        Verdict.SKIPPED,
-        f"no client can read it; a permit is held for up to {hold_seconds:.0f} s",
-        f"consumer_timeout in rabbitmq.conf must be well above that; unset it is {_ACK_TIMEOUT_SECONDS:.0f} s",
-    )
+def _address(parameters: pika.URLParameters) -> str:
+    return f"{parameters.host}:{parameters.port}"
 
 
 def _text(error: BaseException) -> str:
+    if isinstance(error, AMQPConnectorException):
+        return f"no AMQP greeting within {_CONNECT_SECONDS:g} s"
     cause = error.args[0] if error.args else None
     exception = getattr(cause, "exception", None) or error
     return str(exception) or type(exception).__name__

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from shared.database.silence import bounded
 from shared.domain.errors import DatabaseAway
+from shared.domain.fit import OVERFLOW
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,8 @@ _AWAY: Final = ("08", "53", "57", "58", _READ_ONLY)
 _TRIES: Final = 8
 #: The server's own word that a statement took too long must have time to arrive.
 _ANSWER_SECONDS: Final = 5.0
+#: What PostgreSQL calls our connections.
+APPLICATION_NAME: Final = "darkroom"
 
 
 class Counter(Protocol):
@@ -41,6 +44,8 @@ def connect(
     statement_timeout_seconds: float = 30.0,
     lock_timeout_seconds: float = 20.0,
     metrics: Counter | None = None,
+    connect_timeout_seconds: int = 5,
+    must_take_writes: bool = True,
 ) -> sa.Engine:
     """An engine with one connection per thread that will use it; nothing is opened yet.
 
@@ -48,7 +53,7 @@ def connect(
     nothing for as long: its locks would stop everybody else. A host that vanished is noticed by TCP keep-alives after
     about 25 s, on both sides; whatever stays silent all the same is given up a little after the limit (silence.py).
     Without these a worker would wait for ever. Of several hosts in the URL (`?host=a:5432&host=b:5432`) the one that
-    takes writes is used.
+    takes writes is used; any of them without `must_take_writes`.
     """
     limit = int(statement_timeout_seconds * 1000)
     server = {
@@ -63,18 +68,19 @@ def connect(
     engine = sa.create_engine(
         sa.make_url(url).set(drivername="postgresql+psycopg2"),
         pool_size=pool_size,
-        max_overflow=2,
+        max_overflow=OVERFLOW,
         pool_timeout=20,
         pool_use_lifo=True,
         pool_pre_ping=False,  # saves a round trip; a dead connection surfaces as DatabaseAway and is tried again
         connect_args={
-            "connect_timeout": 5,
-            "application_name": "darkroom",
+            "connect_timeout": connect_timeout_seconds,
+            "application_name": APPLICATION_NAME,
             "keepalives_idle": 10,
             "keepalives_interval": 5,
             "keepalives_count": 3,
             "tcp_user_timeout": 25_000,
-            "target_session_attrs": "read-write",  # a standby refuses at once; told at connect, no round trip (>= 14)
+            # A standby refuses at once; told at connect, no round trip (>= 14).
+            "target_session_attrs": "read-write" if must_take_writes else "any",
             "options": " ".join(f"-c {name}={value}" for name, value in server.items()),
             **bounded(statement_timeout_seconds + _ANSWER_SECONDS if statement_timeout_seconds else None),
         },

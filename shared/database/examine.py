@@ -1,4 +1,4 @@
-"""Looks at the database as a newcomer would: is it there, new enough, at our schema, writable, on time."""
+"""Looks at the database as a newcomer would: is it there, new enough, writable, at our schema, on time."""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from shared.database.engine import connect, translated
+from shared.database.engine import APPLICATION_NAME, connect, translated
 from shared.database.migrate import current_revision, newest_revision
 from shared.domain.errors import DatabaseAway
 from shared.domain.finding import Finding, Verdict
@@ -14,50 +14,86 @@ from shared.domain.finding import Finding, Verdict
 _MIN_VERSION: Final = 140000
 _SKEW_SECONDS: Final = 2.0
 
+_ABOUT: Final = sa.text("""
+select current_setting('server_version_num')::int as number,
+    current_setting('server_version') as version,
+    pg_is_in_recovery() as is_standby,
+    current_setting('transaction_read_only')::bool as is_read_only,
+    extract(epoch from clock_timestamp())::float8 as now,
+    current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+        - coalesce(current_setting('reserved_connections', true), '0')::int as most,
+    (select count(*) from pg_stat_activity where datid is not null and application_name is distinct from :ours)::int
+        as others
+""")
 
-def examine_database(url: str) -> Iterator[Finding]:
-    """Everything there is to say. Writes nothing."""
-    engine = connect(url, pool_size=1, statement_timeout_seconds=5)
-    try:
+
+class DatabaseLook:
+    """One look; it writes nothing.
+
+    room -- connections PostgreSQL has for us, those already open included; None until somebody could say
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.room: int | None = None
+
+    def findings(self) -> Iterator[Finding]:
+        """Everything there is to say."""
+        for must_take_writes in (True, False):  # a server that takes none refuses the first time
+            engine = connect(
+                self._url,
+                pool_size=1,
+                statement_timeout_seconds=5,
+                connect_timeout_seconds=3,
+                must_take_writes=must_take_writes,
+            )
+            try:
+                yield from self._look_into(engine)
+            except DatabaseAway as error:
+                if must_take_writes:
+                    continue
+                lines = str(error).splitlines()
+                found = f"no connection to PostgreSQL: {lines[0] if lines else 'no reason given'}"
+                yield Finding("database", Verdict.FAIL, found, "start it, or correct DARKROOM_DATABASE_URL")
+            finally:
+                engine.dispose()
+            return
+
+    def _look_into(self, engine: sa.Engine) -> Iterator[Finding]:
         with translated(), engine.connect() as connection:
             began = time.time()
-            row = connection.execute(
-                sa.text(
-                    "select current_setting('server_version_num')::int as number, current_setting('server_version') as"
-                    " version, pg_is_in_recovery() or current_setting('default_transaction_read_only')::bool as"
-                    " is_read_only, extract(epoch from clock_timestamp())::float8 as now"
-                )
-            ).one()
+            row = connection.execute(_ABOUT, {"ours": APPLICATION_NAME}).one()
             ended = time.time()
-        is_old = row.number < _MIN_VERSION
-        yield Finding(
-            "database",
-            Verdict.FAIL if is_old else Verdict.OK,
-            f"PostgreSQL {row.version}",
-            "14 or newer is needed" if is_old else "",
-        )
-        if row.is_read_only:
-            yield Finding("database", Verdict.FAIL, "it takes no writes", "is the address that of a replica?")
-        yield _schema(current_revision(engine), newest_revision())
+        schema = _schema(current_revision(engine), newest_revision())
+        self.room = row.most - row.others
+        yield _version(row.number, row.version)
+        if row.is_standby:
+            found, advice = "it is a standby and takes no writes", "name the primary in DARKROOM_DATABASE_URL"
+            yield Finding("database", Verdict.FAIL, found, advice)
+        elif row.is_read_only:
+            found = "it is read-only: default_transaction_read_only is on"
+            yield Finding("database", Verdict.FAIL, found, "turn that off for this database and this role")
+        yield schema
         yield _clock(max(began - row.now, row.now - ended, 0.0))
-    except DatabaseAway as error:
-        found = f"PostgreSQL does not answer: {str(error).splitlines()[0]}"
-        yield Finding("database", Verdict.FAIL, found, "start it, or correct DARKROOM_DATABASE_URL")
-    finally:
-        engine.dispose()
+
+
+def _version(number: int, version: str) -> Finding:
+    if number < _MIN_VERSION:
+        return Finding("database", Verdict.FAIL, f"PostgreSQL {version} is too old", "14 or newer is needed")
+    return Finding("database", Verdict.OK, f"PostgreSQL {version}")
 
 
 def _schema(current: str | None, newest: str) -> Finding:
-    if current == newest:
-        return Finding("schema", Verdict.OK, f"revision {current}")
     if current is None:
         return Finding("schema", Verdict.WARN, "the database is empty", "run `darkroom migrate`")
-    return Finding(
-        "schema",
-        Verdict.FAIL,
-        f"the database is at revision {current}, this version needs {newest}",
-        "run `darkroom migrate` of the newest version in use",
-    )
+    if current < newest:
+        found = f"the database is at revision {current}, this version needs {newest}"
+        return Finding("schema", Verdict.FAIL, found, "run `darkroom migrate`")
+    if current > newest:
+        found = f"the database is at revision {current}, this version knows {newest}"
+        advice = "as it should be during a rolling deploy; otherwise run the version that made it"
+        return Finding("schema", Verdict.WARN, found, advice)
+    return Finding("schema", Verdict.OK, f"revision {current}")
 
 
 def _clock(skew: float) -> Finding:

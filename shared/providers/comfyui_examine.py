@@ -1,6 +1,6 @@
 """Looks at a ComfyUI server as a newcomer would: is it there, new enough, and can it run the workflows we have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from shared.domain.errors import ProviderAway
@@ -8,6 +8,7 @@ from shared.domain.finding import Finding, Verdict
 from shared.providers.comfyui import ignore
 from shared.providers.comfyui_http import Server, Timings
 from shared.providers.comfyui_looks import version_of
+from shared.providers.values import InputSpec
 from shared.providers.workflow import Workflow, Workflows
 
 #: Before it POST /prompt gave the prompt an id of its own.
@@ -17,7 +18,7 @@ _MIN_VERSION: Final = (0, 3, 45)
 def examine_comfyui(name: str, url: str, workflows: Workflows) -> Iterator[Finding]:
     """Everything there is to say. Changes nothing there."""
     about = f"backend {name}"
-    server = Server(url, Timings(connect=3.0, read=10.0), ignore, on_lost=lambda: None)
+    server = Server(url, Timings(connect=3.0, read=5.0), ignore, on_lost=lambda: None)
     try:
         stats = server.get("/system_stats", "health")
         match stats.body:
@@ -40,7 +41,8 @@ def examine_comfyui(name: str, url: str, workflows: Workflows) -> Iterator[Findi
         lacks = sorted(set(_lacks(workflow, nodes.body))) if workflow is not None else []
         if lacks:
             found = f"cannot run {workflow_name}: it lacks {', '.join(lacks)}"
-            yield Finding(about, Verdict.WARN, found, "install that there, or order the workflow in another pool")
+            advice = "install that there, or take the workflow out of DARKROOM_WORKFLOWS_DIR"
+            yield Finding(about, Verdict.FAIL, found, advice)
         else:
             yield Finding(about, Verdict.OK, f"has the nodes and files of {workflow_name}")
 
@@ -57,8 +59,8 @@ def _version(about: str, text: str) -> Finding:
 
 
 def _lacks(workflow: Workflow, nodes: Mapping[str, Any]) -> Iterator[str]:
-    """Node types and files that the graph names and the server does not. What an order fills in is not looked at."""
-    filled = {(spec.node, spec.field) for spec in workflow.binding.inputs.values()}
+    """Node types and files that the graph names and the server does not, and values its orders may ask for."""
+    asked = {(spec.node, spec.field): _may_be(spec) for spec in workflow.binding.inputs.values()}
     for node_id, node in workflow.graph.items():
         described = nodes.get(node["class_type"])
         if not isinstance(described, dict):
@@ -68,13 +70,14 @@ def _lacks(workflow: Workflow, nodes: Mapping[str, Any]) -> Iterator[str]:
         specs = {**inputs.get("required", {}), **inputs.get("optional", {})}
         for field, value in node["inputs"].items():
             choices = _choices(specs.get(field))
-            if (
-                choices is not None
-                and isinstance(value, str)
-                and (node_id, field) not in filled
-                and value not in choices
-            ):
-                yield f"{field} {value}"
+            wanted = asked.get((node_id, field), [value])
+            if choices is not None:
+                yield from (f"{field} {name}" for name in wanted if isinstance(name, str) and name not in choices)
+
+
+def _may_be(spec: InputSpec) -> Sequence[object]:
+    """What an order may fill in, as far as the binding says; a picture is uploaded first."""
+    return spec.choices or ([spec.default] if spec.default else [])
 
 
 def _choices(spec: Any) -> list[Any] | None:

@@ -75,9 +75,8 @@ class HttpApi:
         self._unknown_state = unknown_state
         self._calls = Calls(table.timeouts.connect_s, observe)
         self._threads = ThreadPoolExecutor(_POLLERS, thread_name_prefix=f"poll-{name}")
-        # A body may begin just before the read time-out and then be silent for as long again.
         self.result_ttl_seconds = table.result_ttl_s
-        self.submit_limit_seconds = table.timeouts.connect_s + 2 * table.timeouts.submit_read_s
+        self.submit_limit_seconds = table.submit_limit_seconds
 
     def problems(self, workflow: str | None, inputs: Mapping[str, Any]) -> list[str]:
         if self.table.workflow:

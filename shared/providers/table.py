@@ -273,6 +273,11 @@ class Table(_Part):
         texts = (self.base_url, self.auth.value, *self.submit.headers.values())
         return {name for text in texts for name in _VARIABLE.findall(text)}
 
+    @property
+    def submit_limit_seconds(self) -> float:
+        """A body may begin just before the read time-out and then be silent for as long again."""
+        return self.timeouts.connect_s + 2 * self.timeouts.submit_read_s
+
     def for_use(self, environ: Mapping[str, str], *, url: str = "") -> Self:
         """The table with its variables put in. url -- takes the place of base_url. Raises InvalidTables."""
         base = url or self.base_url

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker, ValidationError
 from jsonschema.validators import extend
@@ -240,6 +240,7 @@ ORDERS = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None)
 @given(ORDERS)
 def test_the_schema_and_the_code_agree_on_any_order(body: dict[str, Any]) -> None:
     assert schema_takes(body) == code_takes(body)
