@@ -64,8 +64,9 @@ class Project:
     def up(self, submitters: int = 1, pollers: int = 1) -> None:
         """Every container is healthy."""
         scale = ["--scale", f"submitter={submitters}", "--scale", f"poller={pollers}"]
+        self.compose("build", within=600)  # the first time it installs everything
         try:
-            self.compose("up", "-d", "--build", "--wait", *scale)
+            self.compose("up", "-d", "--wait", *scale)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.logs()}") from None
 
