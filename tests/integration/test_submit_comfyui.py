@@ -10,6 +10,7 @@ from services.submitter.submit import Submit
 from shared.domain.retry import RetryPolicy
 from shared.domain.task import Reason, Status
 from shared.observe.logs import ContextPool
+from shared.storage import Artifacts
 from tests.factories import MEASURED, POOL, Rows, permits
 from tests.integration.comfyui_lab import Lab, running_lab
 
@@ -37,6 +38,7 @@ def submit(rows: Rows, server: Lab) -> Iterator[Submit]:
         rows.tasks,
         rows.slots,
         {"gpu-1": server.adapter},
+        artifacts=Artifacts("memory://"),
         calls=calls,
         lease_seconds=60,
         first_look_seconds=7,

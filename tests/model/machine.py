@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -244,6 +244,7 @@ def drive(url: str, *, examples: int, rules: int) -> Driven:
                 max_examples=examples,
                 stateful_step_count=rules,
                 deadline=None,
+                phases=(Phase.generate, Phase.shrink),  # explaining traces each line: it took most of the time
                 derandomize=True,
                 database=None,
                 suppress_health_check=list(HealthCheck),
