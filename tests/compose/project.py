@@ -15,7 +15,7 @@ from tests.servers import free_port
 _FILES: Final = ("docker-compose.yml", "tests/compose/quick.yml")
 _PORTS: Final = ("DARKROOM_HTTP_PORT", "RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
 #: Runs in a container of its own that sees the host's processes: works for whoever may use the engine, root or not.
-_KILL: Final = "import os, signal, sys; os.kill(int(sys.argv[1]), signal.SIGKILL)"
+_KILL: Final = "import os, signal, sys; [os.kill(int(pid), signal.SIGKILL) for pid in sys.argv[1:]]"
 _STATS: Final = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8188/_sim/stats?log=0').read().decode())"
 
 
@@ -84,10 +84,10 @@ class Project:
     def state(self, container: str) -> dict[str, Any]:
         return dict(json.loads(self._run("docker", "inspect", "-f", "{{json .State}}", container)))
 
-    def crash(self, container: str) -> None:
-        """kill -9 from outside the container, which Docker does not take for a wish to stop it."""
-        pid = str(self.state(container)["Pid"])
-        self._run("docker", "run", "--rm", "--pid", "host", "--user", "0", "darkroom", "python", "-c", _KILL, pid)
+    def crash(self, containers: Sequence[str]) -> None:
+        """kill -9 of all at once, from outside, which Docker does not take for a wish to stop them."""
+        pids = [str(self.state(container)["Pid"]) for container in containers]
+        self._run("docker", "run", "--rm", "--pid", "host", "--user", "0", "darkroom", "python", "-c", _KILL, *pids)
 
     def restarts(self, container: str) -> int:
         return int(self._run("docker", "inspect", "-f", "{{.RestartCount}}", container))
