@@ -54,9 +54,9 @@ class FaultyServer(ABC):
         """True when the connection leaves HTTP here."""
         return False
 
-    def restart(self, down_seconds: float, asking: Connection) -> None:
-        """As after a kill."""
-        raise NotImplementedError
+    def act(self, name: str, setting: Setting, asking: Connection) -> None:  # noqa: ARG002 - `refuse` is the only one here
+        """Carry out a fault that happens once, now."""
+        self.go_down(setting["seconds"], asking)
 
     def leave(self) -> None:  # noqa: B027 - some have nothing to put away
         """The server ends."""
@@ -180,18 +180,12 @@ class FaultyServer(ABC):
             return
         for name, setting in actions:
             self._faults.count(name)
-            self._act(name, setting, connection)
+            self.act(name, setting, connection)
         connection.respond(Response.json(self._faults.describe()))  # last: whoever reads it finds the port closed
         if actions:
             connection.close()
 
-    def _act(self, name: str, setting: Setting, connection: Connection) -> None:
-        if name == "restart":
-            self.restart(setting["down_seconds"], connection)
-        else:
-            self._go_down(setting["seconds"], connection)
-
-    def _go_down(self, seconds: float, asking: Connection) -> None:
+    def go_down(self, seconds: float, asking: Connection) -> None:
         """Refuse connections for so long. The port stays ours: a second socket is bound to it, but does not listen."""
         if self._down_since is None:
             self._down_since = time.monotonic()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .faults import COMFYUI_SHAPES, Faults
+from .faults import COMFYUI_SHAPES, Faults, Setting
 from .faulty import FaultyServer
 from .files import Folders
 from .options import Options
@@ -117,11 +117,17 @@ class Server(FaultyServer):
             **self._records.describe(with_log, with_executions),
         }
 
-    def restart(self, down_seconds: float, asking: Connection) -> None:
+    def act(self, name: str, setting: Setting, asking: Connection) -> None:
+        if name == "restart":
+            self._restart(setting["down_seconds"], asking)
+        else:
+            super().act(name, setting, asking)
+
+    def _restart(self, down_seconds: float, asking: Connection) -> None:
         """As after a kill: memory gone, temp wiped, refused for a while."""
         self._start.site.memory.end()
         self._faults.thaw()
-        self._go_down(down_seconds, asking)
+        self.go_down(down_seconds, asking)
         self._start = self._new_start()
 
     def _new_start(self) -> Start:

@@ -1,12 +1,11 @@
 """One input of a provider's table: its type, its bounds, and whether a value keeps them. Pure."""
 
-import math
 import re
 from typing import Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from shared.providers.values import reference_problem
+from shared.providers.values import is_finite, reference_problem
 
 _TEXT_MAX: Final = 32_000
 _MOST_PICTURES: Final = 16
@@ -60,7 +59,7 @@ class Input(BaseModel):
                     return "must be a whole number"
                 return self._range_problem(value)
             case "float":
-                if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+                if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
                     return "must be a number"
                 return self._range_problem(value)
             case "bool":
@@ -87,13 +86,6 @@ class Input(BaseModel):
             low, high = ("any" if bound is None else bound for bound in (self.min, self.max))
             return f"must be within {low} and {high}"
         return None
-
-
-def _is_finite(value: float) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # a whole number beyond what a float can hold
-        return False
 
 
 def _pictures_problem(value: Any) -> str | None:

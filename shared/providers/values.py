@@ -87,7 +87,7 @@ def value_problem(spec: InputSpec, value: Any) -> str | None:
         case "float":
             if isinstance(value, bool) or not isinstance(value, int | float):
                 return "must be a number"
-            if not _is_finite(value):
+            if not is_finite(value):
                 return "must be finite"
         case "string":
             if not isinstance(value, str):
@@ -105,7 +105,8 @@ def value_problem(spec: InputSpec, value: Any) -> str | None:
     return None
 
 
-def _is_finite(value: float) -> bool:
+def is_finite(value: float) -> bool:
+    """Whether it is a number that a float can hold. Pure."""
     try:
         return math.isfinite(value)
     except OverflowError:  # a whole number beyond what a float can hold
