@@ -68,6 +68,17 @@ def test_each_alert_fires_in_its_story_and_stays_silent_in_the_others(stories: s
     promtool("test", "rules", STORIES / stories)
 
 
+@pytest.mark.parametrize("stories", sorted(STORIES.glob("*.yml")), ids=lambda path: path.name)
+def test_stories_name_all_groups_and_the_recording_ones_first(stories: Path) -> None:
+    """promtool puts a group that is not named among the first, in any order, and alerts then read old values."""
+    groups = [
+        group["name"]
+        for file in (RULES / "recording.yml", RULES / "alerts.yml")
+        for group in yaml.safe_load(file.read_text())["groups"]
+    ]
+    assert yaml.safe_load(stories.read_text())["group_eval_order"] == groups
+
+
 @pytest.mark.parametrize("alert", ALERTS)
 def test_an_alert_has_a_story_in_which_it_fires_and_one_in_which_it_does_not(alert: str) -> None:
     names = [story["name"] for file in STORIES.glob("*.yml") for story in yaml.safe_load(file.read_text())["tests"]]
