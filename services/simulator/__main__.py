@@ -48,7 +48,7 @@ logged; while connections are refused it is refused too. When `refuse` or `resta
     POST /prompt only (GET /prompt is the load signal). `times`: how often it may still strike, null (default) = until
     removed; the setting shown counts down and the fault goes at 0.
     `probability`: chance per candidate, default 1. `times` and `probability` work for every fault with paths or match.
-    `fail_execution` may also be a list; the first match strikes.
+    Of each such fault several may be given in a list; the first that fits strikes.
     Looked at in this order: drop_before_read, slow, garbage html, answer_500, drop_after_accept, garbage cut.
 
 Statistics: `GET /_sim/stats` (`?log=0` without the log, `?executions=0` without the list). They belong to the

@@ -97,7 +97,7 @@ class Faults:
                 if value is not None:
                     actions.append((name, self._complete(name, value)))
             elif name in self._shapes:
-                several = value if isinstance(value, list) and "match" in self._shapes[name] else [value]
+                several = value if isinstance(value, list) else [value]
                 rules[name] = [self._complete(name, one) for one in several if one not in (None, False)]
             else:
                 raise BadFault(

@@ -24,6 +24,7 @@ CATALOG: Final = Path(__file__).parent / "catalog"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE"})
+_ABSOLUTE: Final = re.compile(r"(?<= )https://[^/?]+(?=[/?])")
 
 
 class InvalidTables(DarkroomError):
@@ -127,7 +128,13 @@ class Timeouts(_Part):
     settle_s: Seconds = 60
 
 
-class Sending(_Part):
+class _Requesting(_Part):
+    """A part of a table that names what is asked for; several: the first whose braces can all be filled is taken."""
+
+    request: str | list[str]
+
+
+class Sending(_Requesting):
     """One way to submit. `{name}` in the request and `$name` in the body stand for inputs."""
 
     request: Request
@@ -145,9 +152,7 @@ class Submit(Sending):
     save: dict[str, Pointer] = Field(default_factory=dict)
 
 
-class Poll(_Part):
-    """request -- the first one whose braces can all be filled is taken."""
-
+class Poll(_Requesting):
     request: Requests
     status: Pointer
     map: dict[str, JobStatus] = Field(min_length=1)
@@ -155,7 +160,7 @@ class Poll(_Part):
     lost_if: Pointer | None = None
 
 
-class Asking(_Part):
+class Asking(_Requesting):
     request: Requests
 
 
@@ -191,7 +196,7 @@ class Cost(_Part):
     at_end: Pointer | None = None
 
 
-class Listing(_Part):
+class Listing(_Requesting):
     """A list of the account's jobs of one span of time.
 
     time     -- how {after} and {before} are written: iso, or a pattern of strftime; both are UTC
@@ -279,7 +284,10 @@ class Table(_Part):
         return self.timeouts.connect_s + 2 * self.timeouts.submit_read_s
 
     def for_use(self, environ: Mapping[str, str], *, url: str = "") -> Self:
-        """The table with its variables put in. url -- takes the place of base_url. Raises InvalidTables."""
+        """The table with its variables put in. Raises InvalidTables.
+
+        url -- takes the place of base_url and of every other address in the table, which are then paths below it
+        """
         base = url or self.base_url
         needed = self.variables if not url else self.variables - set(_VARIABLE.findall(self.base_url))
         if missing := sorted(name for name in needed if not environ.get(name)):
@@ -288,15 +296,30 @@ class Table(_Part):
         def put_in(text: str) -> str:
             return _VARIABLE.sub(lambda found: environ[found[1]].strip(), text)
 
-        return self.model_copy(
+        ready = self._moved() if url else self
+        return ready.model_copy(
             update={
                 "base_url": put_in(base).rstrip("/"),
                 "auth": Auth(header=self.auth.header, value=put_in(self.auth.value)),
-                "submit": self.submit.model_copy(
+                "submit": ready.submit.model_copy(
                     update={"headers": {name: put_in(text) for name, text in self.submit.headers.items()}}
                 ),
             }
         )
+
+    def _moved(self) -> Self:
+        """Every request is a path, whatever host the table has it at."""
+
+        def moved(part: _Requesting | None) -> _Requesting | None:
+            if part is None:
+                return None
+            request = part.request
+            paths = _ABSOLUTE.sub("", request) if isinstance(request, str) else [_ABSOLUTE.sub("", r) for r in request]
+            return part.model_copy(update={"request": paths})
+
+        parts: dict[str, Any] = {name: moved(getattr(self, name)) for name in ("poll", "fetch", "cancel", "listing")}
+        sending = self.submit.model_copy(update={"with_images": moved(self.submit.with_images)})
+        return self.model_copy(update=parts | {"submit": moved(sending)})
 
     def problems(self, inputs: Mapping[str, Any]) -> list[str]:
         """One sentence per mistake in an order's inputs. Pure; says nothing of the values themselves."""

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from deploy.local import Stack
 from tests.conformance.simulated import Simulated, simulated
+from tests.conformance.simulated_apis import SimulatedApis, simulated_apis
+from tests.servers import new_database
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +54,22 @@ def either(request: pytest.FixtureRequest) -> Simulated:
     """One of both generations, for facts that hold on both."""
     server: Simulated = request.getfixturevalue(request.param)
     return server
+
+
+@pytest.fixture(scope="session")
+def _apis() -> Iterator[SimulatedApis]:
+    with simulated_apis("--seconds-per-image", "0.1") as running:
+        yield running
+
+
+@pytest.fixture
+def apis(_apis: SimulatedApis) -> SimulatedApis:
+    """The five image APIs, without faults."""
+    _apis.faults(clear=True)
+    return _apis
+
+
+@pytest.fixture(scope="module")
+def one_database(stack: Stack) -> str:
+    """A migrated database that the module's tests share; each empties it first."""
+    return new_database(stack)

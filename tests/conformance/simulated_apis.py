@@ -31,9 +31,12 @@ class SimulatedApis:
         return dict(requests.get(self.url + "/_sim/stats?log=0", timeout=10).json()["apis"][name])
 
     def posts(self) -> int:
-        """POSTs that reached any API, answered or not."""
-        calls = requests.get(self.url + "/_sim/stats?log=0", timeout=10).json()["calls"]
-        return sum(count for route, count in calls.items() if route.startswith("POST ") and "cancel" not in route)
+        """POSTs that reached any API and would start a job, answered or not."""
+        return sum(count for call, count in self.calls().items() if call.startswith("POST ") and "cancel" not in call)
+
+    def calls(self) -> dict[str, int]:
+        """How often each method and route was called at any API."""
+        return dict(requests.get(self.url + "/_sim/stats?log=0", timeout=10).json()["calls"])
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,18 +30,6 @@ REFUSALS = {
     "replicate": (429, 402, 422),
     "runpod": (429, 402, 400),
 }
-
-
-@pytest.fixture(scope="module")
-def _apis() -> Iterator[SimulatedApis]:
-    with simulated_apis("--seconds-per-image", "0.2") as running:
-        yield running
-
-
-@pytest.fixture
-def apis(_apis: SimulatedApis) -> SimulatedApis:
-    _apis.faults(clear=True)
-    return _apis
 
 
 def submit(apis: SimulatedApis, name: str) -> requests.Response:
@@ -81,7 +68,7 @@ def test_an_answer_that_is_lost_leaves_a_job_behind(apis: SimulatedApis, name: s
 
 def test_a_synchronous_call_is_held_until_the_picture_is_ready(apis: SimulatedApis) -> None:
     answer = submit(apis, "openai")
-    assert answer.elapsed.total_seconds() >= 0.2
+    assert answer.elapsed.total_seconds() >= 0.1
     assert answer.json()["data"][0]["b64_json"]
 
 

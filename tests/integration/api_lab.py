@@ -26,6 +26,7 @@ KEYS = {
     "RUNPOD_API_KEY": "sk-secret-5",
     "RUNPOD_ENDPOINT_ID": "abc123",
     "KEY": "sk-secret-6",
+    "GATEWAY_KEY": "sk-secret-7",
 }
 
 #: A provider of each kind of recovery is this one with other lines.
@@ -62,11 +63,11 @@ def plain(more: str = "", tables: str = "", settle: float = 60) -> Table:
     return read_tables(text, "plain.toml")["plain"]
 
 
-def provider(table: Table, url: str = "", *, name: str = "api") -> HttpApi:
+def provider(table: Table, url: str = "", *, name: str = "api", workflows: Workflows | None = None) -> HttpApi:
     return HttpApi(
         name,
         table.for_use(KEYS, url=url),
-        workflows=Workflows({}),
+        workflows=workflows or Workflows({}),
         inputs=Pictures(allow_private=True),
         results=Pictures(private_hosts=[host_and_port(url or table.base_url)]),
         observe=ignore,

@@ -114,6 +114,17 @@ def test_variables_are_put_in_when_the_table_is_used_and_shown_nowhere() -> None
     assert "sk-live-1" not in f"{ready!r} {ready}"
 
 
+def test_an_address_of_the_backend_s_takes_the_place_of_every_one_in_the_table() -> None:
+    fal = load_tables()["fal"]
+    moved = fal.for_use({"FAL_KEY": "k"}, url="http://127.0.0.1:1/fal/")
+
+    assert moved.listing is not None
+    assert fal.listing is not None
+    assert moved.base_url == "http://127.0.0.1:1/fal"
+    assert moved.listing.request.startswith("GET /v1/models/requests/by-endpoint?endpoint_id={model}&")
+    assert fal.for_use({"FAL_KEY": "k"}).listing == fal.listing
+
+
 def test_every_missing_variable_is_named() -> None:
     text = GOOD.replace("https://api.example", "https://${MY_HOST}")
     with pytest.raises(InvalidTables, match=re.escape("MY_HOST is not set")) as caught:

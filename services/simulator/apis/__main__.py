@@ -17,7 +17,7 @@ Beyond `--max-in-flight` jobs at once, or `--starts-per-second` within any secon
 A job is kept for `--kept-seconds` after its end; then its picture and its state are gone as they are there.
 
 Faults: as those of `python -m services.simulator` (refuse, answer_500, drop_after_accept, drop_before_read, slow,
-garbage; `paths` begin with the API's name, "/fal/*"), and
+garbage; `paths` begin with the API's name, "/fal/*"; of each fault several may be given in a list), and
 
     rate_limited   {"paths", "times"}            a POST that would start a job is answered with the API's 429
     no_money       {"paths", "times"}            ... or with what it says when the account is empty
@@ -27,10 +27,12 @@ garbage; `paths` begin with the API's name, "/fal/*"), and
     expired        {"paths", "times"}            pictures under /NAME/files/* are gone
     say            {"paths", "methods", "status", "headers", "body", "accept", "times"}    that answer word for word;
                                                  accept true: what was asked is done all the same
+                                                 (also below a name that no API here has)
 
 Statistics: `GET /_sim/stats`: calls, statuses and log as there (prompt_id is the job that a call made), and per API
 `{"jobs", "cancelled", "downloads", "over_in_flight", "over_rate", "in_flight", "most_in_flight",
-"most_starts_in_a_second", "same_seed_twice"}`.
+"most_starts_in_a_second", "same_seed_twice", "same_words_twice"}`; the last is how many orders, told apart by all they
+say but the seed, were started more than once.
 """
 
 from __future__ import annotations

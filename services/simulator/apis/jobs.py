@@ -100,15 +100,27 @@ class Jobs:
 
     def describe(self) -> dict[str, Any]:
         seeds = Counter(job.seed for job in self._jobs.values())
+        words = Counter(f"{job.model} {_without_seeds(job.body)}" for job in self._jobs.values())
         return {
             **{name: self.counts[name] for name in ("jobs", "cancelled", "over_in_flight", "over_rate", "downloads")},
             "in_flight": self.in_flight(time.monotonic()),
             "most_in_flight": self.most_in_flight,
             "most_starts_in_a_second": self.most_starts_in_a_second,
             "same_seed_twice": sum(count > 1 for count in seeds.values()),
+            "same_words_twice": sum(count > 1 for count in words.values()),
         }
 
     def _recent(self, now: float) -> int:
         while self._starts and self._starts[0] <= now - 1.0:
             self._starts.popleft()
         return len(self._starts)
+
+
+def _without_seeds(body: Any) -> Any:
+    """What one caller wants, however often it asks for it with another seed."""
+    match body:
+        case dict():
+            return {name: _without_seeds(value) for name, value in body.items() if name != "seed"}
+        case list():
+            return [_without_seeds(value) for value in body]
+    return body

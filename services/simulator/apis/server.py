@@ -68,12 +68,14 @@ class ApiServer(FaultyServer):
     def carry_out(self, request: Request) -> tuple[str, Response]:
         name, _, rest = request.path.removeprefix("/").partition("/")
         api = self._apis.get(name)
-        if api is None:
-            return request.path, Response.json({"error": f"no API is called {name!r}"}, 404)
         said = self._faults.strikes("say", request.method, request.path)
         if said is None:
+            if api is None:
+                return request.path, Response.json({"error": f"no API is called {name!r}"}, 404)
             return api.handle(request, f"/{rest}")
-        route, carried_out = api.handle(request, f"/{rest}") if said["accept"] else (request.path, None)
+        route, carried_out = request.path, None
+        if said["accept"] and api is not None:
+            route, carried_out = api.handle(request, f"/{rest}")
         body = said["body"] if isinstance(said["body"], str) else json.dumps(said["body"])
         headers = dict(said["headers"])
         kind = headers.pop("Content-Type", "application/json")
