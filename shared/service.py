@@ -16,7 +16,7 @@ from shared.broker.broker import Broker
 from shared.broker.topology import Topology, topology
 from shared.config import Settings, SettingsError, load_settings
 from shared.database.engine import connect
-from shared.database.migrate import current_revision, newest_revision
+from shared.database.revision import current_revision, newest_revision
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.errors import DarkroomError, Outage

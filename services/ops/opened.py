@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from shared.config import Settings
 from shared.database.engine import connect
-from shared.database.migrate import current_revision, newest_revision
+from shared.database.revision import current_revision, newest_revision
 from shared.terminal import fail
 
 

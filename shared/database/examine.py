@@ -7,7 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from shared.database.engine import APPLICATION_NAME, connect, translated
-from shared.database.migrate import current_revision, newest_revision
+from shared.database.revision import current_revision, newest_revision
 from shared.domain.errors import DatabaseAway
 from shared.domain.finding import Finding, Verdict
 

@@ -16,7 +16,7 @@ import pytest
 
 from deploy.local import Stack
 from services import cli
-from shared.database.migrate import newest_revision
+from shared.database.revision import newest_revision
 from shared.domain.task import Reason, Stage, Status, task_id_for
 from tests.integration.rows_lab import Lab
 from tests.integration.test_producer import an_order, messages_in

@@ -10,7 +10,8 @@ import sqlalchemy as sa
 
 from shared.database import schema
 from shared.database.engine import connect
-from shared.database.migrate import current_revision, newest_revision, upgrade
+from shared.database.migrate import upgrade
+from shared.database.revision import current_revision, newest_revision
 from shared.domain.task import LEGAL_MOVES
 
 ROOT = Path(__file__).parents[2]

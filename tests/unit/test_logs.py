@@ -174,11 +174,11 @@ def test_nothing_can_break_a_line(logger):
 
 
 def test_a_huge_text_is_cut_and_takes_no_time(logger):
-    began = time.monotonic()
+    began = time.thread_time()  # what other processes do at the same time takes none of it
     for text in ("a" * 1_000_000, "/" * 1_000_000, "a://" * 250_000, "key" * 300_000, "token " * 200_000):
         logger.info(text, extra={"detail": text})
         redacted(text, logs.MAX_TRACEBACK)
-    assert time.monotonic() - began < 5
+    assert time.thread_time() - began < 5
     assert max(len(line["detail"]) for line in logger.lines()) < 5_000
 
 

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from shared.broker.topology import check_queue, submit_queue
-from shared.database.migrate import newest_revision
+from shared.database.revision import newest_revision
 from shared.domain.messages import TASK_CHECK, TASK_SUBMIT
 from tests.e2e.conftest import Build
 from tests.e2e.outage import SETTINGS, assert_all_made_once, nobody_dies, under_way
