@@ -13,9 +13,20 @@ from typing import Final
 
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.stack import ROOT, Stack
+from shared.providers.table import CATALOG
 
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 20.0
+
+
+#: Where the simulator has each provider.
+API_PLACES: Final = {
+    "openai_images": "/openai/v1",
+    "dashscope": "/dashscope/api/v1",
+    "fal": "/fal",
+    "replicate": "/replicate/v1",
+    "runpod_comfyui": "/runpod/v2/endpoint",
+}
 
 
 class NotStarted(Exception):
@@ -23,13 +34,20 @@ class NotStarted(Exception):
 
 
 class System:
-    """Two simulated ComfyUI servers and every service once or twice, beside the servers of `stack`."""
+    """Two simulated ComfyUI servers and every service once or twice, beside the servers of `stack`.
 
-    def __init__(self, stack: Stack, folder: Path, pictures: Path, inputs: Path) -> None:
+    with_apis -- and five simulated image APIs; `apis` is where, and "" without
+    settings  -- of the services, after `start`
+    """
+
+    def __init__(self, stack: Stack, folder: Path, pictures: Path, inputs: Path, *, with_apis: bool = False) -> None:
         self._stack = stack
         self._folder = folder
         self._pictures = pictures
         self._inputs = inputs
+        self._with_apis = with_apis
+        self.apis = ""
+        self.settings: dict[str, str] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._taken: list[int] = []
         self.simulators: list[str] = []
@@ -51,7 +69,7 @@ class System:
                 for number, url in enumerate(self.simulators, start=1)
             )
         )
-        settings = {
+        self.settings = settings = {
             **self._stack.environment(),
             "DARKROOM_BACKENDS_FILE": str(backends),
             "DARKROOM_ARTIFACTS_URL": self._pictures.as_uri(),
@@ -60,6 +78,8 @@ class System:
             "DARKROOM_PERMIT_INTERVAL_SECONDS": "1",
             "DARKROOM_RETRY_FIRST_SECONDS": "1",
         }
+        if self._with_apis:
+            settings |= self._start_apis(backends)
         api = self._port()
         self.api = f"http://{LOOPBACK}:{api}"
         self._serve("producer", settings | {"DARKROOM_HTTP_PORT": str(api)})
@@ -69,6 +89,26 @@ class System:
             self._wait(name, f"{url}/readyz")
         for number, url in enumerate(self.simulators, start=1):
             self._wait(f"comfyui-{number}", f"{url}/prompt")
+        if self.apis:
+            self._wait("apis", f"{self.apis}/_sim/stats?log=0")
+
+    def _start_apis(self, backends: Path) -> dict[str, str]:
+        """Five providers more in the backends file; the settings they need."""
+        port = self._port()
+        self.apis = f"http://{LOOPBACK}:{port}"
+        self._start("apis", "services.simulator.apis", ["--port", str(port), "--seconds-per-image", "1"], {})
+        with backends.open("a") as file:
+            for name, place in API_PLACES.items():
+                url = self.apis + place
+                file.write(f'[[backend]]\nname = "{name}"\nadapter = "http"\nprovider = "{name}"\nurl = "{url}"\n')
+        # The shipped table, but for the time that a job has to show in a list: nobody watches a demo for minutes.
+        tables = self._folder / "providers"
+        tables.mkdir(exist_ok=True)
+        shipped = (CATALOG / "replicate.toml").read_text(encoding="utf-8")
+        quick = shipped.replace('shape = "submit_poll"', 'shape = "submit_poll"\ntimeouts = { settle_s = 2 }', 1)
+        (tables / "replicate.toml").write_text(quick, encoding="utf-8")
+        keys = dict.fromkeys(("OPENAI_API_KEY", "DASHSCOPE_API_KEY", "FAL_KEY", "REPLICATE_API_TOKEN"), "any")
+        return {**keys, "RUNPOD_API_KEY": "any", "DARKROOM_PROVIDERS_DIR": str(tables)}
 
     def stop(self) -> None:
         """Workers drain, then everything ends; what does not is killed."""
