@@ -140,7 +140,12 @@ class FaultProxy:
             link = _Link(self, client)
             self._links.add(link)
             link.task = self._loop.create_task(link.run(self._target_port))
-            link.task.add_done_callback(lambda _, link=link: self._links.discard(link))
+            link.task.add_done_callback(lambda _, link=link: self._ended(link))
+
+    def _ended(self, link: "_Link") -> None:
+        """Also of a link that was reset before its task took the first step."""
+        self._links.discard(link)
+        link.close()
 
     def _is_lost(self, request: bytes) -> bool:
         if self._lose is None or self._lose[0] not in request:
@@ -194,9 +199,10 @@ class _Link:
                 pumps.create_task(self._answers(loop))
         except* OSError:  # one end has gone, so does the other
             self._end_with_reset()
-        finally:
-            self._client.close()
-            self._server.close()
+
+    def close(self) -> None:
+        self._client.close()
+        self._server.close()
 
     async def _requests(self, loop: asyncio.AbstractEventLoop) -> None:
         while data := await loop.sock_recv(self._client, _CHUNK):
