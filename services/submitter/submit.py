@@ -178,7 +178,7 @@ class Submit:
                 self._insist(lambda: self._tasks.own_for(task, self._lease))
                 return Done()
             case Unclear(resend=True):
-                self._possible_double(task, f"sent again as its table says: {found.searched}")
+                self._possible_double(task, f"sent again: {found.searched}")
                 return None
             case Unclear():
                 return self._fail(task, Reason.OUTCOME_UNKNOWN, found.searched)
@@ -212,11 +212,11 @@ class Submit:
     def _doubt(self, task: Task, provider: Provider, error: ProviderAway | OutcomeUnknown) -> Verdict:
         """A job may exist. Nobody sends anything before the lease is over and the provider has been asked."""
         log.warning("provider gave no answer", extra={"backend": task.backend, "why": str(error)})
+        if isinstance(error, OutcomeUnknown) and (error.may_arrive or error.ask_in is not None):
+            seconds = self._lease if error.ask_in is None else error.ask_in
+            self._insist(lambda: self._tasks.own_for(task, seconds, looked=error.may_arrive))
         if not provider.is_alive():
             self._down(task, error)
-        ask_in = error.ask_in if isinstance(error, OutcomeUnknown) else None
-        if ask_in is not None:
-            self._insist(lambda: self._tasks.own_for(task, ask_in))
         return Done()
 
     def _broken(self, task: Task, provider: Provider, error: OutcomeUnknown) -> Verdict:

@@ -77,12 +77,16 @@ class OutcomeUnknown(DarkroomError):
                     `recover` does not see now, will not come
     ask_in       -- seconds after which `recover` may be called, as nothing of ours is on its way any more; None: when
                     the lease is over
+    may_arrive   -- nobody said anything: something between us and the provider may hold the request and deliver it
     """
 
-    def __init__(self, message: str, *, was_answered: bool = False, ask_in: float | None = None) -> None:
+    def __init__(
+        self, message: str, *, was_answered: bool = False, ask_in: float | None = None, may_arrive: bool = False
+    ) -> None:
         super().__init__(message)
         self.was_answered = was_answered
         self.ask_in = ask_in
+        self.may_arrive = may_arrive
 
 
 class ProviderAway(DarkroomError):

@@ -175,8 +175,8 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     Metric(
         name="possible_double_total",
         kind=Kind.COUNTER,
-        help="Attempts that may have made two provider jobs: a POST still in flight past the lease, or an owner that"
-        " stalled between its last look at the lease and the send.",
+        help="Attempts that may have made two provider jobs: a POST that was or may be still in flight past the lease,"
+        " or an owner that stalled between its last look at the lease and the send.",
         question="How often could the provider have been paid twice?",
         services=("submitter", "poller"),
         labels={"backend": Configured.BACKEND},

@@ -2,7 +2,8 @@
 
 `prompt_id` is the job key, so whoever knows the task can ask for its job. ComfyUI does not refuse a repeated id: it
 queues and runs it again. Every doubt is therefore settled by looking (queue, history, output files) before anything
-is sent again. Measured facts about the server: version 0.33.0 is `modern` here, 0.3.64 is `legacy`.
+is sent again, and a POST that nobody answered is left alone until its lease is over (docs/decisions/0016). Measured
+facts about the server: version 0.33.0 is `modern` here, 0.3.64 is `legacy`.
 """
 
 import hashlib
@@ -28,7 +29,7 @@ from shared.domain.task import Reason
 from shared.observe.crash import CrashPoint, crash_point
 from shared.providers.base import Accepted, Gone, Job, JobState, Prepared, Running, Unclear
 from shared.providers.comfyui_answers import PromptAccepted, misses_picture, read, refusal
-from shared.providers.comfyui_http import Answer, BadAnswer, NoAnswer, NoConnection, Observe, Server, Timings
+from shared.providers.comfyui_http import Answer, BadAnswer, NoAnswer, NoConnection, Observe, Server, Silence, Timings
 from shared.providers.comfyui_looks import Looks
 from shared.providers.inputs import Picture, Pictures
 from shared.providers.workflow import OUR_FOLDER, Workflows
@@ -41,6 +42,8 @@ _SPOOL_BYTES: Final = 4 * 2**20
 _UPLOADS_REMEMBERED: Final = 1024
 #: Statuses that a wrong address or a proxy in front gives: nothing was created, and no order is at fault.
 _NOT_COMFYUI: Final = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 407, 421})
+#: A proxy has waited as long as it would; the server may still carry out what it was sent.
+_PROXY_WAITED: Final = frozenset({504, 524})
 
 
 def ignore(operation: str, result: str, seconds: float) -> None:  # the shape of Observe
@@ -117,7 +120,8 @@ class ComfyUI:
         """Send the one POST; after a doubt look twice, and only after a proven absence send it once more.
 
         Source: ComfyUI POST /prompt. After a lost answer the prompt ran in 212 of 212 cases when the whole body was
-        sent, and in 0 of 150 when it was cut off. A 500 does not mean that nothing was queued.
+        sent, and in 0 of 150 when it was cut off: after a broken connection what is not there will not come. A 500 does
+        not mean that nothing was queued.
         """
         ends = time.monotonic() + self.submit_limit_seconds - self._timings.settle
         with self._server.until(ends):
@@ -135,29 +139,33 @@ class ComfyUI:
                 return self._settle(prepared, ends, lost)
 
     def _settle(self, prepared: Prepared, ends: float, lost: NoAnswer) -> Accepted:
-        """Found: accepted. Proven absent: posted once more. Anything else: OutcomeUnknown."""
-        if self._is_there(prepared.job):
+        """Found: accepted. Proven absent for good: posted once more. Anything else: OutcomeUnknown."""
+        if self._is_there(prepared.job, lost):
             return Accepted(str(prepared.job.job_key))
+        if isinstance(lost, Silence):
+            raise OutcomeUnknown(f"{lost}, and it is not there yet", may_arrive=True)
         if time.monotonic() + self._timings.post > ends:
             raise OutcomeUnknown("no time is left for a second POST within the lease")
         try:
-            accepted = self._post(prepared)
+            return self._post(prepared)
         except _PictureGone as gone:
             raise ProviderRejected(str(gone)) from gone
         except NoAnswer as error:
-            if self._is_there(prepared.job):
+            if self._is_there(prepared.job, error):
                 return Accepted(str(prepared.job.job_key))
-            was_answered = isinstance(lost, BadAnswer) and isinstance(error, BadAnswer)
-            raise OutcomeUnknown(f"no usable answer to two POSTs: {error}", was_answered=was_answered) from error
-        self._drop_second_row(accepted.provider_job_id)
-        return accepted
+            raise OutcomeUnknown(
+                f"no usable answer to two POSTs: {error}",
+                was_answered=isinstance(lost, BadAnswer) and isinstance(error, BadAnswer),
+                may_arrive=isinstance(error, Silence),
+            ) from error
 
-    def _is_there(self, job: Job) -> bool:
+    def _is_there(self, job: Job, lost: NoAnswer) -> bool:
         """Whether the server has the job, or its pictures. Raises OutcomeUnknown when it cannot be asked."""
         try:
             return not isinstance(self._looks.settled(job), Gone)
         except ProviderAway as error:
-            raise OutcomeUnknown(f"the answer was lost, and then: {error}") from error
+            why = f"the answer was lost, and then: {error}"
+            raise OutcomeUnknown(why, may_arrive=isinstance(lost, Silence)) from error
 
     def _post(self, prepared: Prepared) -> Accepted:
         """One POST /prompt. Raises ProviderBusy, ProviderRejected, _PictureGone; NoAnswer when it may have worked."""
@@ -175,6 +183,8 @@ class ComfyUI:
         asks_to_wait = answer.status == 429 or (answer.status == 503 and answer.retry_after is not None)
         if answer.status in _NOT_COMFYUI or asks_to_wait:
             self._raise_if_closed(answer, "POST /prompt")
+        if answer.status in _PROXY_WAITED:
+            raise Silence(f"POST /prompt: HTTP {answer.status}")
         accepted = read(PromptAccepted, answer, "POST /prompt")
         if accepted.prompt_id != key:
             self._undo(accepted.prompt_id)
@@ -214,14 +224,6 @@ class ComfyUI:
         except ProviderAway as error:
             raise OutcomeUnknown(f"job {prompt_id[:64]} should not run and could not be cancelled: {error}") from error
 
-    def _drop_second_row(self, prompt_id: str) -> None:
-        """After a repeated POST: if both arrived after all, take one out of the queue. Failing costs GPU time only."""
-        try:
-            if self._looks.queue().count(prompt_id) > 1:
-                self._command("/queue", {"delete": [prompt_id]})  # one pending row per mention
-        except ProviderAway:
-            return
-
     # -- questions
 
     def find(self, job: Job) -> JobState:
@@ -231,8 +233,13 @@ class ComfyUI:
         return found
 
     def recover(self, job: Job) -> Accepted | Gone | Unclear:
+        """A job is called gone by looking; of a POST that ended in silence even a lease later only with a doubt."""
         state = self.find(job)
-        return state if isinstance(state, Gone) else Accepted(job.provider_job_id or str(job.job_key))
+        if not isinstance(state, Gone):
+            return Accepted(job.provider_job_id or str(job.job_key))
+        if job.sent is not None and job.sent.looks:
+            return Unclear("a POST that nobody answered has not arrived within its lease", resend=True)
+        return state
 
     def check(self, jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:
         states = self._looks.states(jobs)

@@ -47,9 +47,6 @@ class Queue(_Lenient):
         waiting = {str(row[1]): Running(waiting=True) for row in self.queue_pending if len(row) > 1}
         return waiting | {str(row[1]): Running() for row in self.queue_running if len(row) > 1}
 
-    def count(self, prompt_id: str) -> int:
-        return sum(len(row) > 1 and row[1] == prompt_id for row in [*self.queue_running, *self.queue_pending])
-
 
 class ExecutionStatus(_Lenient):
     status_str: str = ""

@@ -1,11 +1,16 @@
 """One HTTP call to one ComfyUI server, and what its ending means. No retry of anything that changes something.
 
 ProviderAway
-├── NoConnection   nothing left this machine: the server cannot have seen the request
-└── NoAnswer       the request may have arrived, and no usable answer came back
+├── NoConnection       nothing left this machine: the server cannot have seen the request
+└── NoAnswer           the request may have arrived, and no usable answer came back
+    ├── BrokenConnection   the connection ended: what has not arrived by now never will
+    ├── BadAnswer          somebody answered, so the request has arrived
+    └── Silence            nobody said anything: it may arrive later, if a network or a proxy holds it back
 """
 
 import json
+import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +35,9 @@ Observe = Callable[[str, str, float], None]
 #: Largest JSON answer read. A queue of 2 000 graphs is 5 MB.
 _MAX_JSON_BYTES: Final = 64 * 2**20
 _KEPT_CONNECTIONS: Final = 32
+#: SO_LINGER of no seconds: closing forgets what has not been sent. An orderly close leaves it to the kernel, which may
+#: send it minutes later, when the network is back.
+_FORGET_UNSENT: Final = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 #: What a proxy's error page is, and no picture: the one that was asked for may be there, so it is asked for again.
 _NO_FILE: Final = ("text/", "application/json")
 _HEADERS: Final = {"User-Agent": "darkroom", "Accept": "*/*", "Accept-Encoding": "gzip, deflate"}
@@ -47,6 +55,14 @@ class NoAnswer(ProviderAway):
 
 class BadAnswer(NoAnswer):
     """The server answers, but not as ComfyUI does; asking about something else may work."""
+
+
+class BrokenConnection(NoAnswer):
+    """Reset or closed before the answer was whole."""
+
+
+class Silence(NoAnswer):
+    """Nobody said anything for too long, we or a proxy before the server: the request may still be on its way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,8 +110,8 @@ class Server:
         parts = urllib3.util.parse_url(url)
         self._base = (parts.path or "").rstrip("/")
         self._kept = _pool(parts)
-        #: Never holds a connection, since each call closes its own.
-        self._once = _pool(parts)
+        #: Never holds a connection, since each call closes its own; given up, it sends nothing more.
+        self._once = _pool(parts, _FORGET_UNSENT)
         self._timings = timings
         self._observe = observe
         self._on_lost = on_lost  # the server may come back as another version
@@ -115,7 +131,7 @@ class Server:
         for is_last in (False, True):
             try:
                 return self._json("GET", path, operation, read=self._timings.read, params=params)
-            except _BrokenConnection:
+            except BrokenConnection:
                 if is_last:
                     raise
         raise AssertionError("unreachable")
@@ -258,10 +274,10 @@ class Server:
         except BadAnswer:
             call.result = "bad_response" if call.result in ("ok", "other") else call.result
             raise
-        except _Silence:
+        except Silence:
             call.result = "timeout"
             raise
-        except _BrokenConnection:
+        except BrokenConnection:
             call.result = "other"
             raise
         finally:
@@ -280,20 +296,12 @@ class Server:
             self._on_lost()
             raise NoConnection(f"{where}: no connection within {self._timings.connect} s") from error
         except (urllib3.exceptions.TimeoutError, TooSlow) as error:
-            raise _Silence(f"{where}: no answer in time") from error
+            raise Silence(f"{where}: no answer in time") from error
         except urllib3.exceptions.HTTPError as error:
             self._on_lost()
             if any(isinstance(part, TimeoutError) for part in error.args):  # while a large body was sent
-                raise _Silence(f"{where}: no answer in time") from error
-            raise _BrokenConnection(f"{where}: connection lost ({type(error).__name__})") from error
-
-
-class _Silence(NoAnswer):
-    """Nobody said anything for too long."""
-
-
-class _BrokenConnection(NoAnswer):
-    """Reset or closed before the answer was whole."""
+                raise Silence(f"{where}: no answer in time") from error
+            raise BrokenConnection(f"{where}: connection lost ({type(error).__name__})") from error
 
 
 @dataclass(slots=True)
@@ -301,10 +309,11 @@ class _Call:
     result: str = "other"
 
 
-def _pool(url: urllib3.util.Url) -> urllib3.HTTPConnectionPool:
+def _pool(url: urllib3.util.Url, *options: tuple[int, int, bytes]) -> urllib3.HTTPConnectionPool:
     """Connections to one server; more threads than it keeps connections for open and close their own."""
     kind = HTTPSConnectionPool if url.scheme == "https" else HTTPConnectionPool
-    return kind(url.host or "", url.port, maxsize=_KEPT_CONNECTIONS)
+    with_ours = [*kind.ConnectionCls.default_socket_options, *options]
+    return kind(url.host or "", url.port, maxsize=_KEPT_CONNECTIONS, socket_options=with_ours)
 
 
 @contextmanager

@@ -94,12 +94,15 @@ def heal(system: System) -> None:
     system.wait_ready(system.living(""))
 
 
-def assert_all_made_once(system: System, orders: Sequence[Order], within: float = 90) -> None:
-    """After the outage: every order is completed, and exactly one provider job was made for each."""
+def assert_all_made_once(system: System, orders: Sequence[Order], within: float = 90, swallowed: int = 0) -> None:
+    """After the outage: every order is completed, and exactly one provider job was made for each.
+
+    swallowed -- so many POSTs may have vanished without a word, and sending one again is counted as a possible double
+    """
     heal(system)
     system.await_status("completed", *orders, within=within)
     assert set(jobs_of(system, orders).values()) == {1}
-    assert possible_doubles(system) == 0
+    assert possible_doubles(system, orders) <= swallowed
 
 
 def attempts_beyond_one(system: System, orders: Sequence[Order]) -> int:
@@ -124,6 +127,7 @@ def attempts_of(system: System, orders: Sequence[Order]) -> list[object]:
     )
 
 
-def possible_doubles(system: System) -> int:
+def possible_doubles(system: System, orders: Sequence[Order]) -> int:
     """How often a worker met one of the two cases in which a job may have been made twice."""
-    return sum(len(worker.said("possible double")) for worker in system.workers)
+    ids = {str(order.task_id) for order in orders}
+    return sum(line["task_id"] in ids for worker in system.workers for line in worker.said("possible double"))

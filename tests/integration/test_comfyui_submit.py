@@ -1,17 +1,17 @@
 """POST /prompt and its doubts: one attempt, one execution."""
 
 import dataclasses
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from shared.domain.errors import OutcomeUnknown, ProviderBusy, ProviderRejected
-from shared.domain.task import Reason
-from shared.providers.base import Accepted, Failed, Gone, Prepared, Running, Succeeded
-from tests.integration.comfyui_lab import QUICK, Lab, a_job, running_lab
+from shared.domain.task import Reason, Sent
+from shared.providers.base import Accepted, Failed, Gone, Prepared, Running, Succeeded, Unclear
+from tests.integration.comfyui_lab import Lab, a_job, running_lab
 from tests.waiting import eventually
 
 
@@ -121,22 +121,35 @@ def test_two_useless_answers_end_in_outcome_unknown_and_never_a_third_post(
     assert isinstance(lab.adapter.find(job), Gone)
 
 
-def test_a_first_post_that_arrives_beside_the_repeat_is_taken_out_of_the_queue(lab: Lab) -> None:
-    blocker, job = a_job(), a_job()
-    lab.faults(seconds_per_image=10)
-    lab.adapter.submit(lab.adapter.prepare(blocker))
-    eventually(lambda: lab.outcomes(blocker) == ["running"], within=3)
-    patient = lab.new_adapter(dataclasses.replace(QUICK, submit_read=1))
-    prepared = patient.prepare(job)
-    # The first is carried out 1.85 s late: after both looks (1.2 and 1.4 s), while the repeat waits for its answer
-    lab.faults(slow={"seconds": 1.85, "before": True, "paths": ["/prompt"], "times": 1})
-    hold_the_second = {"seconds": 0.8, "paths": ["/prompt"], "times": 1}
-    switch = threading.Timer(0.3, lambda: lab.faults(slow=hold_the_second))
-    switch.start()
-    assert patient.submit(prepared) == Accepted(str(job.job_key))
-    switch.join()
-    assert lab.posts == 3, "the blocker's and two"
-    assert sorted(lab.outcomes(job)) == ["deleted", "pending"]
+def test_a_post_that_nobody_answers_is_not_repeated_and_makes_one_job_when_it_arrives_after_all(lab: Lab) -> None:
+    job = a_job()
+    lab.faults(slow={"seconds": 2.5, "before": True, "paths": ["/prompt"], "times": 1})
+    with pytest.raises(OutcomeUnknown) as caught:
+        lab.adapter.submit(lab.adapter.prepare(job))
+    assert caught.value.may_arrive
+    eventually(lambda: lab.outcomes(job) == ["success"], within=5)
+    assert lab.posts == 1
+    assert lab.adapter.recover(job) == Accepted(str(job.job_key))
+
+
+def test_a_repeat_that_nobody_answers_may_arrive_as_well(lab: Lab) -> None:
+    job = a_job()
+    late = {"seconds": 2.5, "before": True, "paths": ["/prompt"], "times": 1}
+    lab.faults(drop_before_read={"times": 1}, slow=late)
+    with pytest.raises(OutcomeUnknown) as caught:
+        lab.adapter.submit(lab.adapter.prepare(job))
+    assert caught.value.may_arrive
+    eventually(lambda: lab.outcomes(job) == ["success"], within=5)
+    assert lab.posts == 2, "the first one never arrived"
+
+
+@pytest.mark.parametrize("looks", [0, 1])
+def test_absence_after_a_silence_is_doubtful_and_after_a_broken_connection_certain(lab: Lab, looks: int) -> None:
+    now = datetime.now(UTC)
+    job = dataclasses.replace(a_job(), sent=Sent(posts=1, looks=looks, first_at=now, now=now))
+    found = lab.adapter.recover(job)
+    assert isinstance(found, Unclear if looks else Gone)
+    assert not isinstance(found, Unclear) or (found.resend and found.ask_in is None)
 
 
 def test_after_a_lost_answer_and_deaf_looks_nothing_more_is_sent(lab: Lab) -> None:

@@ -1,9 +1,9 @@
 """The protocol of orders, workers and one ComfyUI server as states and steps, small enough to look at every one.
 
 Time is left out: what may come at some moment may come at any. Two facts about time are kept, because the lease is
-chosen for them: it does not end while a POST is on its way, nor between the last look at the row and the send. A
-request whose sender waits no longer has arrived or is lost when its sender, or anybody after the lease, has looked
-twice. `slow_posts` and `stalls` take the first two away.
+chosen for them: it does not end while a POST is on its way, nor between the last look at the row and the send.
+`slow_posts` and `stalls` take them away. A request whose connection broke has arrived or is lost when its sender has
+looked twice; one that nobody answered may arrive as long as the lease lasts.
 
 Messages are there or not: who gets one does not take it away, so it comes again, to several at once too. Workers die
 between any two steps, as often as they like. Versions only ever get compared with the row's, so a worker keeps how many
@@ -166,7 +166,7 @@ class Protocol:
     def _lease_ends(self, world: World, order: int, row: Row) -> World | None:
         """None while that cannot be: the lease is longer than all that a submission may take."""
         at_work = [w for w in world.submitters if (w.order, w.attempt) == (order, row.attempt)]
-        posting = any(w.does in {"posting", "doubt"} for w in at_work) or (order, row.attempt) in world.wire
+        posting = any(w.does in {"posting", "doubt", "silence"} for w in at_work) or (order, row.attempt) in world.wire
         checked = any(w.does == "checked" for w in at_work)
         if (posting and not self.slow_posts) or (checked and not self.stalls):
             return None
@@ -265,7 +265,8 @@ class Protocol:
                 yield "POST: rejected", False, self._fail(world, place, worker)
                 if world.busy:
                     yield "POST: refused", False, self._give_back(world, place, worker)
-                yield "POST: no answer", False, on("doubt", on_the_wire(world, worker), flag=worker.flag)
+                yield "POST: the connection breaks", False, on("doubt", on_the_wire(world, worker), flag=worker.flag)
+                yield "POST: silence", False, on("silence", on_the_wire(world, worker), flag=worker.flag)
             case "doubt":
                 if (order, attempt) in world.wire:
                     return  # the two looks come after its time
@@ -273,6 +274,13 @@ class Protocol:
                     yield "ComfyUI._settle: found", True, on("record")
                 elif not worker.flag:
                     yield "ComfyUI._settle: proven absent, once more", True, on("posting", flag=True)
+                else:
+                    yield "Submit._doubt: left to the end of the lease", True, with_submitter(world, place, IDLE)
+            case "silence":
+                if row.jobs[attempt - 1] != GONE:
+                    yield "ComfyUI._settle: found", True, on("record")
+                elif self.without == "leaving silence to the lease" and not worker.flag:
+                    yield "ComfyUI._settle: not there, once more", True, on("posting", flag=True)
                 else:
                     yield "Submit._doubt: left to the end of the lease", True, with_submitter(world, place, IDLE)
             case "record":

@@ -48,6 +48,11 @@ def test_no_way_leads_to_a_second_job_a_lost_word_a_stuck_row_or_one_slot_too_ma
         pytest.param(
             Protocol(without="asking first", pollers=1, cancels=False, deadlines=False), "two provider jobs", id="ask"
         ),
+        pytest.param(
+            Protocol(without="leaving silence to the lease", submitters=1, pollers=1, cancels=False, deadlines=False),
+            "two provider jobs",
+            id="silence",
+        ),
         pytest.param(Protocol(without="cancel waits for the lease", pollers=1), "a live job", id="cancel"),
         pytest.param(Protocol(without="only the last owner settles", pollers=1), "a live job", id="settled"),
         pytest.param(Protocol(without="owed cancels count", orders=2), "more in flight", id="capacity"),

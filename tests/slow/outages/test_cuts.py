@@ -190,14 +190,15 @@ def test_servers_that_cannot_be_reached_are_called_down_and_their_jobs_stay_thei
         for hop in hops.servers:
             hop.heal()
         eventually(lambda: health(system) == ["up", "up"], within=30, what="both are up again")
-        assert_all_made_once(system, orders)
+        held = sum(gpu.capacity for gpu in system.gpus) if fault == "stall" else 0
+        assert_all_made_once(system, orders, swallowed=held)
 
 
 def test_half_open_connections_to_comfyui_are_given_up(system: System, hops: Hops, orders: list[Order]) -> None:
     with nobody_dies(system):
-        for hop in hops.servers:
-            assert hop.half_open() >= 1
-        assert_all_made_once(system, orders)
+        cut = [hop.half_open() for hop in hops.servers]
+        assert all(count >= 1 for count in cut)
+        assert_all_made_once(system, orders, swallowed=sum(cut))
 
 
 @pytest.mark.parametrize("cut", [FaultProxy.reset, FaultProxy.half_open], ids=["reset", "half open"])
