@@ -26,7 +26,7 @@ def list_(as_json: AsJson = False) -> None:
         typer.echo("there are no backends yet; a submitter writes them here from its backends file")
         return
     headings = ("name", "pool", "adapter", "url", "in flight", "state")
-    rows = [(b.name, b.pool, b.adapter, b.url, f"{b.in_flight}/{b.capacity}", _state(b)) for b in found]
+    rows = [(b.name, b.pool, b.adapter, b.url, _load(b), _state(b)) for b in found]
     typer.echo(table(headings, rows))
 
 
@@ -96,6 +96,12 @@ def _slots(actor: str) -> Slots:
 def _unknown(slots: Slots, name: str) -> typer.Exit:
     names = ", ".join(backend.name for backend in slots.backends())
     return fail(f"no backend is called {name!r}; there are: {names or 'none'}", 1)
+
+
+def _load(backend: Backend) -> str:
+    """2/5, or 2/3 of 5 for one that takes less at the moment."""
+    narrowed = f" of {backend.capacity}" if backend.limit < backend.capacity else ""
+    return f"{backend.in_flight}/{backend.limit}{narrowed}"
 
 
 def _state(backend: Backend) -> str:

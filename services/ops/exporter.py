@@ -38,6 +38,7 @@ _STATE_GAUGES: Final = (
     "tasks_overdue",
     "backend_inflight_tasks",
     "backend_capacity_tasks",
+    "backend_limit_tasks",
     "backend_up",
     "backend_account_refused",
     "results_at_risk",
@@ -137,6 +138,7 @@ class Exporter:
                 continue
             self._metrics.set("backend_inflight_tasks", backend.in_flight, backend=backend.name)
             self._metrics.set("backend_capacity_tasks", backend.capacity, backend=backend.name)
+            self._metrics.set("backend_limit_tasks", backend.limit, backend=backend.name)
             self._metrics.set("backend_up", backend.health == "up", backend=backend.name)
             self._metrics.set("backend_account_refused", backend.health == "refused", backend=backend.name)
             self._metrics.set("results_at_risk", at_risk.get(backend.name, 0), backend=backend.name)

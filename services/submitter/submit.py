@@ -338,6 +338,8 @@ class Submit:
         log.warning("provider busy", extra={"backend": task.backend, "why": str(error)})
         if error.is_down:
             self._down(task, error)
+        if error.is_too_fast and (limit := self._insist(lambda: self._slots.too_fast(task))) is not None:
+            log.warning("backend gets less at once", extra={"backend": task.backend, "limit": limit})
         if seconds := error.retry_after_seconds:
             self._insist(lambda: self._slots.pause(task.backend or "", None, str(error), seconds))
         wait = error.retry_after_seconds or random.uniform(0, _BUSY_SECONDS)

@@ -49,7 +49,11 @@ backends: Final = sa.Table(
     _maybe("result_ttl_seconds", DOUBLE_PRECISION, sa.CheckConstraint("result_ttl_seconds > 0")),
     _maybe("probe_at", _MOMENT),
     _maybe("probe_seconds", DOUBLE_PRECISION),
+    _maybe("limit_now", sa.Integer, sa.CheckConstraint("limit_now >= 1")),
+    _maybe("limit_since", _MOMENT),
+    _maybe("limit_cut_at", _MOMENT),
     sa.CheckConstraint("(rate_starts is null) = (rate_seconds is null)"),
+    sa.CheckConstraint("limit_now is null or limit_since is not null"),
 )
 
 capacities: Final = sa.Table(

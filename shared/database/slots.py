@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from shared.database.actions import note_action
 from shared.database.engine import in_transaction
+from shared.database.limits import STARTED, halve, widened
 from shared.database.rows import TASK, task_of
 from shared.database.tasks import Counter
 from shared.domain.rate import Rate
@@ -22,13 +23,14 @@ PICK_BY_AGE_EVERY: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backend:
-    """One row of `backends`."""
+    """One row of `backends`. limit -- jobs it may have now: its capacity, or less since it said that we are too fast"""
 
     name: str
     pool: str
     adapter: str
     url: str
     capacity: int
+    limit: int
     max_run_seconds: float
     enabled: bool
     health: str
@@ -72,7 +74,7 @@ FIRST_PROBE_SECONDS: Final = 60.0
 LONGEST_PROBE_SECONDS: Final = 900.0
 
 _LOCK: Final = sa.text("""
-select name, capacity, rate_starts, health = 'refused' as is_refused from backends
+select name, capacity, limit_now, rate_starts, health = 'refused' as is_refused from backends
 where pool = :pool and enabled and (health = 'up' or health = 'refused' and probe_at <= now())
     and coalesce(paused_until <= now(), true) and (cast(:known as text[]) is null or name = any(:known))
 order by name for update
@@ -82,14 +84,6 @@ order by name for update
 _IN_FLIGHT: Final = sa.text("""
 select backend, count(*) as live from tasks
 where backend = any(:backends) and (status in ('submitting', 'processing') or cancel_owed) group by backend
-""")
-
-#: Rates, too, are counted from rows: in any span of rate_seconds no more attempts begin than the rate says. Here and
-#: when the attempts are written the clock is read after the lock was had.
-_STARTED: Final = sa.text("""
-select b.name, (select count(*) from attempts a where a.backend = b.name
-    and a.started_at > statement_timestamp() - b.rate_seconds * interval '1 second') as starts
-from backends b where b.name = any(:rated)
 """)
 
 #: Also where no work may be started (paused, frozen, gone from the file): the server can be asked all the same.
@@ -149,7 +143,8 @@ where (backends.pool, backends.adapter, backends.url, backends.capacity, backend
 """)
 
 _ALL: Final = sa.text("""
-select b.name, b.pool, b.adapter, b.url, b.capacity, b.max_run_seconds, b.enabled, b.health, b.health_detail,
+select b.name, b.pool, b.adapter, b.url, b.capacity, least(b.capacity, b.limit_now) as limit, b.max_run_seconds,
+    b.enabled, b.health, b.health_detail,
     coalesce(b.paused_until > now(), false) as is_paused, b.pause_reason,
     coalesce(b.health = 'refused' and b.probe_at <= now(), false) as is_probe_due,
     (select count(*) from tasks t where t.backend = b.name
@@ -345,6 +340,11 @@ class Slots:
         values = {"name": name, "reason": reason, "seconds": seconds, "by_person": by_whom is not None}
         return self._by_hand(statement, values, by_whom, "backend pause", {"reason": reason, "seconds": seconds})
 
+    def too_fast(self, task: Task) -> int | None:
+        """Half as many jobs at once, since this attempt was refused for want of room; None: that is known already."""
+        work = partial(halve, backend=task.backend or "", task_id=task.id, attempt=task.attempt)
+        return in_transaction(self._engine, work)
+
     def resume(self, name: str, by_whom: str) -> bool:
         """Give it work again, also when it was frozen or refused; False when no such backend."""
         statement = sa.text("""
@@ -395,10 +395,12 @@ def _rooms(c: sa.Connection, pool: str, known: list[str] | None) -> dict[str, _R
     backends = c.execute(_LOCK, {"pool": pool, "known": known}).all()
     live = {row.backend: row.live for row in c.execute(_IN_FLIGHT, {"backends": [b.name for b in backends]})}
     rated = [b.name for b in backends if b.rate_starts is not None]
-    started = {row.name: row.starts for row in c.execute(_STARTED, {"rated": rated})} if rated else {}
+    started = {row.name: row.starts for row in c.execute(STARTED, {"rated": rated})} if rated else {}
+    limits = {b.name: b.limit_now for b in backends if b.limit_now is not None}
+    limits |= widened(c, limits)
     return {
         b.name: _Room(
-            capacity=b.capacity,
+            capacity=min(b.capacity, limits.get(b.name, b.capacity)),
             load=live.get(b.name, 0),
             starts=min(
                 b.capacity if b.rate_starts is None else b.rate_starts - started[b.name],

@@ -47,12 +47,21 @@ class ProviderBusy(DarkroomError):
 
     retry_after_seconds -- how long the provider asked everybody to stay away; None when it did not say
     is_down             -- the server could not be reached at all, so it should get no more work
+    is_too_fast         -- it said that it gets too much from us
     """
 
-    def __init__(self, message: str, *, retry_after_seconds: float | None = None, is_down: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        is_down: bool = False,
+        is_too_fast: bool = False,
+    ) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
         self.is_down = is_down
+        self.is_too_fast = is_too_fast
 
 
 class AccountRefused(DarkroomError):

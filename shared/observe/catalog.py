@@ -306,6 +306,14 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         labels={"backend": Configured.BACKEND},
     ),
     Metric(
+        name="backend_limit_tasks",
+        kind=Kind.GAUGE,
+        help="Slots of the backend that are used now: its capacity, or less since it answered 429.",
+        question="Which provider takes less than we were told?",
+        services=("ops",),
+        labels={"backend": Configured.BACKEND},
+    ),
+    Metric(
         name="backend_up",
         kind=Kind.GAUGE,
         help="1 when the last look at the backend found it up; 0: down, frozen or refused.",

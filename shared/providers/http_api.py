@@ -150,7 +150,8 @@ class HttpApi:
         match reading.error:
             case ErrorClass.RATE_LIMITED | ErrorClass.NOT_SENT:
                 wait = reading.retry_after or self.table.rate_limit_wait_s * random.uniform(0.8, 1.2)
-                raise ProviderBusy(reading.why, retry_after_seconds=wait)
+                is_too_fast = reading.error is ErrorClass.RATE_LIMITED
+                raise ProviderBusy(reading.why, retry_after_seconds=wait, is_too_fast=is_too_fast)
             case ErrorClass.ACCOUNT:
                 raise AccountRefused(reading.why)
             case ErrorClass.PERMANENT:

@@ -76,9 +76,12 @@ def test_backends_show_their_load_their_capacity_and_whether_they_are_up(lab, ex
     exporter.turn()
     assert gauge(lab, "backend_inflight_tasks", backend="gpu-1") == 1
     assert gauge(lab, "backend_capacity_tasks", backend="gpu-1") == 100
+    assert gauge(lab, "backend_limit_tasks", backend="gpu-1") == 100
     assert gauge(lab, "backend_up", backend="gpu-1") == 1
     lab.slots.set_health("gpu-1", "frozen")
+    lab.sql("update backends set limit_now = 7, limit_since = now()")
     exporter.turn()
+    assert gauge(lab, "backend_limit_tasks", backend="gpu-1") == 7
     assert gauge(lab, "backend_up", backend="gpu-1") == 0
 
 
