@@ -5,7 +5,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from shared.database.actions import note_action
 from shared.database.engine import in_transaction
 from shared.domain.task import Reason, Stage
 from shared.observe.crash import CrashPoint, crash_point
+from shared.observe.logs import redacted, redacted_body
 
 #: Bytes of a message's body that are kept.
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -44,7 +45,11 @@ class NewLetter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredLetter:
-    """One row of `dead_letters`. body -- None in lists; has_body says whether there is one."""
+    """One row of `dead_letters`. body -- None in lists; has_body says whether there is one.
+
+    The body of a letter that has a row is redacted when it is recorded, since a replay takes the order from the row.
+    One without a row is replayed as it came, so its body is redacted for whoever reads it (`DeadLetters.get`).
+    """
 
     id: int
     identity: str
@@ -82,7 +87,7 @@ class LetterFilter:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """The letters that are open now and were not before, one (stage, reason) each. reopened -- how many of them."""
+    """The letters that were new or are open again, one (stage, reason) each. reopened -- how many of them."""
 
     fresh: Sequence[tuple[Stage, Reason]]
     reopened: int
@@ -133,10 +138,26 @@ unnest(cast(:identities as text[]), cast(:task_ids as uuid[]), cast(:attempts as
     as v(identity, task_id, attempt, stage, reason, detail, fingerprint, pool, message_id, message_type, body, headers)
 """
 
+_KNOWN: Final = sa.text("select identity from dead_letters where identity = any(:identities)")
+
+#: Waits for a person who is adopting a job for one of these rows. Not for letters that are there: a replay locks its
+#: letter first and its row second.
+_LOCK_TASKS: Final = sa.text("select id from tasks where id = any(cast(:ids as uuid[])) order by id for share")
+
+#: A letter whose row somebody has taken out of that failure already (adopt needs no letter) has nothing to decide.
 _RECORD: Final = sa.text(f"""
 insert into dead_letters (identity, task_id, attempt, stage, reason, detail, fingerprint, pool, message_id,
-                          message_type, body, headers)
-select * from {_LETTERS} order by v.identity
+                          message_type, body, headers, state, closed_at, closed_by)
+select v.*, case when over.actor is null then 'open' else 'replayed' end,
+    case when over.actor is null then null else now() end, over.actor
+from {_LETTERS}
+left join lateral (
+    select m.actor from tasks t join task_moves m on m.task_id = t.id
+    where t.id = v.task_id and m.from_status = 'failed' and m.attempt = v.attempt
+        and (t.status <> 'failed' or t.attempt <> v.attempt)
+    order by m.version desc limit 1
+) as over on true
+order by v.identity
 on conflict (identity) do nothing
 returning identity
 """)
@@ -186,6 +207,8 @@ class DeadLetters:
         ids = [str(letter.task_id) for letter in letters if letter.task_id is not None]
         pools = {row.id: row.pool for row in c.execute(_POOLS, {"ids": ids})} if ids else {}
         rows = {row["identities"]: row for row in (_columns(letter, pools) for letter in letters)}
+        there = {row.identity for row in c.execute(_KNOWN, {"identities": list(rows)})}
+        c.execute(_LOCK_TASKS, {"ids": [row["task_ids"] for i, row in rows.items() if i not in there]})
         new = {row.identity for row in c.execute(_RECORD, _transposed(rows.values()))}
         known = [row for identity, row in rows.items() if identity not in new]
         reopened = c.execute(_REOPEN, _transposed(known)).all() if known else []
@@ -207,10 +230,10 @@ class DeadLetters:
         return in_transaction(self._engine, lambda c: [row.id for row in c.execute(_IDS, _filter(wanted))])
 
     def get(self, ids: Iterable[int]) -> dict[int, StoredLetter]:
-        """Whole letters by id; unknown ones are missing."""
+        """Letters by id, with their bodies as people may see them; unknown ones are missing."""
         wanted = {"ids": list(ids)}
         found = in_transaction(self._engine, lambda c: c.execute(_GET, wanted).all())
-        return {row.id: StoredLetter(**row._mapping) for row in found}
+        return {row.id: _shown(StoredLetter(**row._mapping)) for row in found}
 
     def replays(self, letter_id: int) -> Sequence[ReplayRow]:
         """How often the letter went round again, and what came of it."""
@@ -227,6 +250,10 @@ class DeadLetters:
             return closed
 
         return in_transaction(self._engine, work)
+
+
+def _shown(letter: StoredLetter) -> StoredLetter:
+    return letter if letter.body is None else replace(letter, body=redacted_body(letter.body))
 
 
 def storable(text: str, at_most: int = _MAX_DETAIL_CHARS) -> str:
@@ -272,12 +299,12 @@ def _columns(letter: NewLetter, pools: Mapping[uuid.UUID, str]) -> dict[str, Any
         "attempts": letter.attempt if has_row else None,
         "stages": str(letter.stage),
         "reasons": str(letter.reason),
-        "details": storable(letter.detail),
+        "details": redacted(storable(letter.detail), _MAX_DETAIL_CHARS),
         "fingerprints": failure_fingerprint(letter.reason, pool, letter.detail),
         "pools": pool,
         "message_ids": letter.message_id,
         "message_types": letter.message_type,
-        "bodies": letter.body,
+        "bodies": redacted_body(letter.body) if has_row and letter.body is not None else letter.body,
         "headers": json.dumps(letter.headers),
     }
 

@@ -31,11 +31,12 @@ MAX_TRACEBACK: Final = 16_000
 
 HIDDEN: Final = "***"
 
-#: Fields whose values are secrets, or the customer's own words and pictures.
+#: Fields whose values are secrets.
 _SECRET_NAME = re.compile(
-    r"authorization|api[-_]?key|token|secret|password|passwd|cookie|credential|signature|^(prompt|inputs|graph)$",
-    re.IGNORECASE,
+    r"authorization|api[-_]?key|token|secret|password|passwd|cookie|credential|signature", re.IGNORECASE
 )
+#: Fields whose values are the customer's own words and pictures.
+_OWN_WORDS = re.compile(r"^(prompt|inputs|graph)$", re.IGNORECASE)
 # Every repetition below has an upper bound, or a long line of one letter would take minutes.
 _DATA_URI = re.compile(r"data:[a-z]{1,20}/[a-z0-9.+-]{1,40};base64,[a-z0-9+/=_-]*", re.IGNORECASE)
 _USERINFO = re.compile(r"([a-z][a-z0-9+.-]{1,20}://)[^\s/\"'<>]{0,500}@", re.IGNORECASE)
@@ -155,9 +156,33 @@ def redacted(text: str, at_most: int = MAX_TEXT, *, keep_end: bool = False) -> s
     return "…" + text[-at_most:] if keep_end else text[:at_most] + "…"
 
 
+def redacted_body(body: str) -> str:
+    """The body of a message without credentials, query strings and inline pictures; JSON stays JSON. Pure.
+
+    What a customer asked for stays, unlike in a log line. A body that is no JSON, as one that was cut, is read as text.
+    """
+    try:
+        text = json.dumps(_without_secrets("", json.loads(body)), ensure_ascii=False)
+        return text.encode("utf-8", "backslashreplace").decode()  # half a character becomes its escape again
+    except (ValueError, RecursionError):
+        return redacted(body.replace("\\/", "/"), len(body))
+
+
+def _without_secrets(name: str, value: object) -> object:
+    if value is not None and _SECRET_NAME.search(name):
+        return HIDDEN
+    if isinstance(value, str):
+        return redacted(value, len(value))
+    if isinstance(value, dict):
+        return {redacted(key, len(key)): _without_secrets(key, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets("", item) for item in value]
+    return value
+
+
 def _clean(name: str, value: object, depth: int = 0) -> Any:
     """A value that JSON can hold, redacted."""
-    if _SECRET_NAME.search(name) and value is not None:
+    if value is not None and (_SECRET_NAME.search(name) or _OWN_WORDS.search(name)):
         return HIDDEN
     if value is None or isinstance(value, bool | int):
         return value

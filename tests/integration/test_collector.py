@@ -1,7 +1,9 @@
 """The collector against a real database, and once against a real broker that buried the message itself."""
 
+import json
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pika
 import pytest
@@ -53,6 +55,32 @@ def test_a_letter_about_a_row_is_recorded_under_its_attempt_and_stage(lab, lette
     assert (letter.task_id, letter.attempt, letter.stage, letter.reason) == (task.id, 1, "check", "execution_failed")
     assert (letter.detail, letter.pool, letter.state) == ("node 7 broke", "comfyui", "open")
     assert counted(lab, Stage.CHECK, Reason.EXECUTION_FAILED) == 1
+
+
+SIGNED = b'{"inputs": {"photo": "https://ann:pass-word@h/a.png?sig=s3cret", "width": 8}, "pool": "comfyui"}'
+
+
+def test_the_body_of_a_letter_that_has_a_row_is_kept_without_what_opens_doors(lab, letters, collector):
+    task = lab.failed()
+    collector.handle([replace(letter_about(task), body=SIGNED)])
+    (kept,) = lab.sql("select body from dead_letters")
+    assert json.loads(kept.body)["inputs"] == {"photo": "https://***@h/a.png?***", "width": 8}
+
+
+def test_the_body_of_a_letter_without_a_row_is_replayed_as_it_came_and_shown_without_secrets(lab, letters, collector):
+    collector.handle([a_delivery(body=SIGNED, message_id="m-1", headers={"reason": "bug", "stage": "orders"})])
+    (letter_id,) = letters.ids(ANY)
+    (kept,) = lab.sql("select body from dead_letters")
+    shown = letters.get([letter_id])[letter_id].body
+    sent = Replays(lab.engine, 3600).replay(letter_id, "ann").prediction.letter.body
+    assert kept.body.encode() == sent.encode() == SIGNED
+    assert json.loads(shown)["inputs"] == {"photo": "https://***@h/a.png?***", "width": 8}
+
+
+def test_what_happened_is_kept_without_secrets(lab, letters, collector):
+    collector.handle([letter_about(lab.failed(detail="GET https://h/a.png?sig=s3cret answered 403"))])
+    (letter,) = letters.find(ANY)
+    assert letter.detail == "GET https://h/a.png?*** answered 403"
 
 
 def test_copies_of_a_letter_are_one_row_and_one_count(lab, letters, collector):

@@ -13,7 +13,7 @@ import warnings
 import pytest
 
 from shared.observe import logs
-from shared.observe.logs import ContextPool, JsonLines, bound, redacted
+from shared.observe.logs import ContextPool, JsonLines, bound, redacted, redacted_body
 from shared.observe.trace import new_trace_id, read_trace_id, trace_id_from, traceparent_of
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -129,6 +129,31 @@ def test_no_credential_survives_in_a_text(text):
 )
 def test_ordinary_text_is_left_alone(text):
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"inputs": {"photo": "https://u:hunter2@h/a.png?X-Amz-Signature=hunter2", "text": "a cat"}}',
+        r'{"inputs": {"photo": "https:\/\/u:hunter2@h\/a.png?sig=hunter2"}, "text": "a cat"}',
+        r'{"inputs": {"photo": "\u0068ttps://h/a.png?sig=\u0068unter2"}, "text": "a cat"}',
+        '{"https://h/?t=hunter2": "a cat", "metadata": {"api_key": {"deep": ["hunter2"]}}}',
+        r'not json: "https:\/\/u:hunter2@h\/a.png?sig=hunter2", a cat',
+        '{"deep": ' + "[" * 5000 + '"https://h/?t=hunter2 a cat"',
+    ],
+)
+def test_a_body_keeps_what_was_asked_for_and_loses_what_opens_doors(body):
+    shown = redacted_body(body)
+    assert "hunter2" not in shown
+    assert "a cat" in shown
+
+
+@pytest.mark.parametrize("body", ['{"a": "\\ud800", "b": [1, 2.5, null, true], "é": "\\u0000"}', "[]", '"x"', "NaN"])
+def test_a_body_without_secrets_says_the_same_as_before_and_can_be_stored(body):
+    shown = redacted_body(body)
+    assert str(json.loads(shown)) == str(json.loads(body))
+    assert "\x00" not in shown
+    shown.encode()
 
 
 def test_fields_that_are_secret_or_the_customers_own_are_hidden(logger):

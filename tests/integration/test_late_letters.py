@@ -1,0 +1,72 @@
+"""A letter that is recorded only after a person has named the job of its order: nothing is left to decide about it."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+
+from services.ops.collector import Collector
+from shared.database.adopt import adopt
+from shared.database.dead_letters import DeadLetters, LetterFilter
+from shared.domain.task import Reason, Stage, Status, Task
+from tests.integration.rows_lab import Lab, letter_about
+from tests.waiting import eventually
+
+#: A session of this test's database that waits for a lock.
+WAITING = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+
+
+@pytest.fixture
+def lab(database_url: str) -> Iterator[Lab]:
+    lab = Lab(database_url)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def letters(lab: Lab) -> DeadLetters:
+    return DeadLetters(lab.engine, "ops@test")
+
+
+def test_the_letter_of_a_failure_that_was_adopted_before_it_came_is_closed_in_the_name_of_that_person(
+    lab: Lab, letters: DeadLetters
+) -> None:
+    task = lab.failed()
+    adopted = adopt(lab.engine, task, "job-1", "ann", "found it", default_deadline=60, tries=5)
+    assert isinstance(adopted, Task)
+
+    late = Collector(letters, lab.metrics)
+    late.handle([letter_about(task)])
+    late.handle([letter_about(task)])
+
+    (letter,) = letters.find(LetterFilter(state=None))
+    assert (letter.state, letter.closed_by) == ("replayed", "ann")
+    assert letter.closed_at is not None
+
+
+def test_an_adopted_order_that_fails_again_has_an_open_letter(lab: Lab, letters: DeadLetters) -> None:
+    task = lab.failed()
+    adopted = adopt(lab.engine, task, "job-1", "ann", "found it", default_deadline=60, tries=5)
+    assert isinstance(adopted, Task)
+    collector = Collector(letters, lab.metrics)
+    collector.handle([letter_about(task)])
+    again = lab.end(adopted, Status.FAILED, reason=Reason.LOST, detail="gone", stage=Stage(task.stage))
+
+    collector.handle([letter_about(again)])
+
+    (letter,) = letters.find(LetterFilter(state=None))
+    assert (letter.state, letter.closed_by) == ("open", None)
+
+
+def test_a_letter_recorded_while_a_person_adopts_waits_for_what_they_do(lab: Lab, letters: DeadLetters) -> None:
+    """Each would miss what the other has not committed yet, and the letter would stay open."""
+    task = lab.failed()
+    with ThreadPoolExecutor(1) as threads, lab.engine.connect() as ann:
+        ann.execute(sa.text("select 1 from tasks where id = :id for no key update"), {"id": task.id})
+        recorded = threads.submit(Collector(letters, lab.metrics).handle, [letter_about(task)])
+        eventually(lambda: lab.sql(WAITING), within=10, what="the collector waits")
+        assert not recorded.done()
+        ann.rollback()
+        recorded.result(10)
+    assert len(letters.find(LetterFilter())) == 1
