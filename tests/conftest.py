@@ -2,12 +2,16 @@
 
 import os
 import signal
+from collections import deque
 from collections.abc import Iterator
 
 import pytest
 
 from deploy.local import Stack
-from tests.servers import VhostPool, new_database, sweep, temporary_stack
+from tests.servers import VhostPool, drop_database, new_database, sweep, temporary_stack
+
+#: Databases that stay for a while after their tests.
+_KEPT = 10
 
 
 def pytest_configure() -> None:
@@ -42,9 +46,19 @@ def stack(_servers_end_with_the_run: None) -> Iterator[Stack]:
 
 
 @pytest.fixture
-def database_url(stack: Stack) -> str:
+def database_url(stack: Stack, _done_with: deque[str]) -> Iterator[str]:
     """A fresh, migrated database of this test's own."""
-    return new_database(stack)
+    url = new_database(stack)
+    yield url
+    _done_with.append(url)
+    if len(_done_with) > _KEPT:
+        drop_database(stack, _done_with.popleft())
+
+
+@pytest.fixture(scope="session")
+def _done_with() -> deque[str]:
+    """Databases of the last tests: each takes 8 MB of memory, and a thread may outlive its test for a moment."""
+    return deque()
 
 
 @pytest.fixture

@@ -8,17 +8,32 @@ import queue
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+
+import psycopg2
 
 from deploy.local import Broker, Stack, StackProblem
 from deploy.local.ports import free_port
 from deploy.local.process import Process
 
-__all__ = ["VhostPool", "free_port", "migrate", "new_database", "new_vhost", "sweep", "temporary_stack"]
+__all__ = [
+    "VhostPool",
+    "drop_database",
+    "free_port",
+    "migrate",
+    "new_database",
+    "new_vhost",
+    "sweep",
+    "temporary_stack",
+]
 
 _PREFIX = "darkroom-tests-"
+#: A database is three hundred files. To make them took ext4 0.16 s of CPU time, and takes 0.02 s here; a server that
+#: is killed finds all it wrote here as well. Each server needs up to half a GiB.
+_MEMORY = Path("/dev/shm")
+_ROOM = 3 << 30
 _TEMPLATE = "migrated"
 _DRAFT = "being_migrated"
 _numbers = itertools.count(1)
@@ -27,7 +42,7 @@ _numbers = itertools.count(1)
 @contextmanager
 def temporary_stack() -> Iterator[Stack]:
     """A running stack in a folder of its own; about six seconds to start. Nothing of it stays."""
-    directory = owned_directory(_PREFIX)
+    directory = owned_directory(_PREFIX, _folders()[0])
     directory.chmod(0o711)  # as root, PostgreSQL runs as another user and has to get in
     stack = Stack(directory)
     try:
@@ -44,9 +59,9 @@ def sweep() -> None:
             _drop(Stack(directory))
 
 
-def owned_directory(prefix: str) -> Path:
-    """A new folder that says whose it is, for `abandoned`."""
-    directory = Path(tempfile.mkdtemp(prefix=prefix))
+def owned_directory(prefix: str, where: Path | None = None) -> Path:
+    """A new folder that says whose it is, for `abandoned`. where -- one of `_folders`; None: the usual place."""
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=where))
     owner = Process.of(os.getpid())
     assert owner is not None
     (directory / "owner").write_text(json.dumps(dataclasses.asdict(owner)))
@@ -55,11 +70,18 @@ def owned_directory(prefix: str) -> Path:
 
 def abandoned(prefix: str) -> Iterator[Path]:
     """Folders of ours whose owner has ended without removing them."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+    for directory in (found for folder in _folders(room=0) for found in folder.glob(f"{prefix}*")):
         with suppress(FileNotFoundError, ValueError):  # another run is making or sweeping it at this moment
             is_ours = directory.stat().st_uid == os.geteuid()
             if is_ours and not Process(**json.loads((directory / "owner").read_text())).is_alive:
                 yield directory
+
+
+def _folders(room: int = _ROOM) -> list[Path]:
+    """Where servers' folders may be, the quickest first."""
+    usual = Path(tempfile.gettempdir())
+    is_there = os.access(_MEMORY, os.R_OK | os.W_OK | os.X_OK)
+    return [_MEMORY, usual] if is_there and shutil.disk_usage(_MEMORY).free >= room else [usual]
 
 
 def _drop(stack: Stack) -> None:
@@ -68,12 +90,35 @@ def _drop(stack: Stack) -> None:
 
 
 def new_database(stack: Stack, migrated: bool = True) -> str:
-    """The URL of a new database, in about 60 ms: a copy of one that was migrated once, or an empty one."""
-    if migrated and not stack.database.exists(_TEMPLATE):
-        stack.database.sql(f"DROP DATABASE IF EXISTS {_DRAFT}")  # of a migration that failed
-        migrate(stack.create_database(_DRAFT))
-        stack.database.sql(f"ALTER DATABASE {_DRAFT} RENAME TO {_TEMPLATE}")  # its name says that it is whole
-    return stack.create_database(f"test_{os.getpid()}_{next(_numbers)}", template=_TEMPLATE if migrated else None)
+    """The URL of a new database, in about 40 ms: a copy of one that was migrated once, or an empty one."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with _maintenance(stack) as ask:
+        if migrated and not ask("SELECT 1 FROM pg_database WHERE datname = %s", _TEMPLATE):
+            ask(f"DROP DATABASE IF EXISTS {_DRAFT}")  # of a migration that failed
+            migrate(stack.create_database(_DRAFT))
+            ask(f"ALTER DATABASE {_DRAFT} RENAME TO {_TEMPLATE}")  # its name says that it is whole
+        ask(f"CREATE DATABASE {name}" + (f" TEMPLATE {_TEMPLATE}" if migrated else ""))
+    return stack.database.url_of(name)
+
+
+def drop_database(stack: Stack, url: str) -> None:
+    """Whoever is still connected to it is thrown out."""
+    with _maintenance(stack) as ask:
+        ask(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
+
+
+@contextmanager
+def _maintenance(stack: Stack) -> Iterator[Callable[..., bool]]:
+    """Ask the server itself, and learn whether there was a row. psql would take three times as long."""
+    with closing(psycopg2.connect(stack.database.url_of("postgres"))) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+
+            def ask(statement: str, *values: str) -> bool:
+                cursor.execute(statement, values or None)
+                return cursor.description is not None and cursor.fetchone() is not None
+
+            yield ask
 
 
 def migrate(url: str) -> None:

@@ -18,6 +18,7 @@ from deploy.local import Stack, StackProblem, install, ports
 from deploy.local.__main__ import main
 from deploy.local.process import Process
 from deploy.local.stack import ROOT
+from tests import servers
 from tests.servers import VhostPool, free_port, new_database, sweep, temporary_stack
 from tests.waiting import eventually
 
@@ -326,6 +327,10 @@ def test_what_a_killed_test_run_left_is_swept_away() -> None:
 
         assert not stack.directory.exists()
         assert processes_in(stack.directory) == []
+
+
+def test_without_room_in_memory_the_servers_of_tests_live_on_the_disk() -> None:
+    assert servers._folders(room=1 << 60) == [Path(tempfile.gettempdir())]
 
 
 def test_each_test_has_a_database_and_a_virtual_host_of_its_own(stack: Stack) -> None:
