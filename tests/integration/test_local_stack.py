@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pika
@@ -19,7 +20,7 @@ from deploy.local.__main__ import main
 from deploy.local.process import Process
 from deploy.local.stack import ROOT
 from tests import servers
-from tests.servers import VhostPool, free_port, new_database, sweep, temporary_stack
+from tests.servers import VhostPool, free_port, new_database, sweep
 from tests.waiting import eventually
 
 #: Becomes `nobody` after the imports, since `nobody` may not be able to read the Python this runs on.
@@ -133,57 +134,40 @@ def test_rows_survive_a_stopped_database(private_stack: Stack, immediate: bool) 
     assert private_stack.database.sql("SELECT answer FROM kept", name).strip() == "42"
 
 
-def test_down_leaves_no_process_and_up_finds_the_data_again(private_stack: Stack) -> None:
+def test_down_leaves_no_process_and_up_finds_the_data_trusts_no_old_pid_and_replaces_taken_ports(
+    private_stack: Stack,
+) -> None:
+    """One down and one up for all of it: a start of RabbitMQ takes four seconds of CPU time."""
     private_stack.create_database("kept")
-    urls = private_stack.amqp_url, private_stack.database_url
+    url = private_stack.database_url
     assert len(processes_in(private_stack.directory)) > 3  # epmd, broker, database and their children
 
     private_stack.down()
     assert processes_in(private_stack.directory) == []
     assert not (private_stack.directory / "env").exists()
 
-    private_stack.up()
-    assert (private_stack.amqp_url, private_stack.database_url) == urls
-    assert private_stack.database.exists("kept")
-
-
-def test_a_port_taken_meanwhile_is_replaced_and_the_data_stays(private_stack: Stack) -> None:
-    private_stack.create_database("kept_too")
-    private_stack.down()
-    state = json.loads((private_stack.directory / "state.json").read_text())
-    taken = [state["ports"][name] for name in ("amqp", "postgres", "epmd")]
-    intruders = [socket.create_server(("127.0.0.1", port)) for port in taken]
-    try:
-        private_stack.up()
-    finally:
-        for intruder in intruders:
-            intruder.close()
-
-    assert None not in pids(private_stack)
-    state = json.loads((private_stack.directory / "state.json").read_text())
-    assert not set(taken) & set(state["ports"].values())
-    assert private_stack.database.exists("kept_too")
-
-
-def test_pids_that_belong_to_others_now_are_neither_trusted_nor_ended(private_stack: Stack) -> None:
-    private_stack.down()
     file = private_stack.directory / "state.json"
-    state = json.loads(file.read_text())
-    with subprocess.Popen(["sleep", "120"]) as stranger:
+    before = json.loads(file.read_text())
+    with subprocess.Popen(["sleep", "120"]) as stranger, ExitStack() as intruders:
+        for name in ("amqp", "epmd"):
+            intruders.enter_context(socket.create_server(("127.0.0.1", before["ports"][name])))
         try:
             born = {"pid": stranger.pid, "born": "before the last reboot"}
-            state["processes"] = {"broker": born, "epmd": born, "database": born}
-            file.write_text(json.dumps(state))
-
+            file.write_text(json.dumps(before | {"processes": dict.fromkeys(("broker", "epmd", "database"), born)}))
             assert pids(private_stack) == [None, None, None]
             private_stack.down()
             private_stack.up()
 
             assert stranger.poll() is None
             assert stranger.pid not in pids(private_stack)
-            assert None not in pids(private_stack)
         finally:
             stranger.kill()
+
+    assert None not in pids(private_stack)
+    after = json.loads(file.read_text())["ports"]
+    assert {name for name, port in after.items() if port != before["ports"][name]} == {"amqp", "epmd"}
+    assert private_stack.database_url == url
+    assert private_stack.database.exists("kept")
 
 
 def test_a_copied_folder_does_not_take_the_servers_of_the_original_for_its_own(
@@ -198,28 +182,18 @@ def test_a_copied_folder_does_not_take_the_servers_of_the_original_for_its_own(
     assert None not in pids(private_stack)
 
 
-def test_two_ups_at_the_same_moment_start_one_stack(folder: Path) -> None:
-    both = [command(folder, "up"), command(folder, "up")]
-    try:
-        said = [process.communicate(timeout=150) for process in both]
-        assert [process.returncode for process in both] == [0, 0], said
-        assert said[0][0] == said[1][0]  # the same pids and URLs
-        assert answer(folder, "status")[0] == 0
-    finally:
-        assert answer(folder, "down", "--wipe")[0] == 0
-    assert processes_in(folder) == []
-
-
-def test_the_command_line_works_without_root(folder: Path) -> None:
+def test_two_ups_at_the_same_moment_start_one_stack_and_root_is_not_needed(folder: Path) -> None:
     program = ("-m", "deploy.local")
     if os.geteuid() == 0:
         program = ("-c", _AS_NOBODY)
         os.chown(folder, *_ids_of_nobody())
     stack = folder / "a folder with spaces"
+    both = [command(stack, "up", program=program), command(stack, "up", program=program)]
     try:
-        status, out, err = answer(stack, "up", program=program)
-        assert status == 0, err
-        assert out.count(" up ") == 3
+        said = [process.communicate(timeout=150) for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        assert said[0][0] == said[1][0]  # the same pids and URLs
+        assert said[0][0].count(" up ") == 3
         assert all(path.stat().st_uid == folder.stat().st_uid for path in stack.rglob("*"))
         assert stat.S_IMODE((stack / "state.json").stat().st_mode) == 0o600
         assert stat.S_IMODE((stack / "env").stat().st_mode) == 0o600
@@ -227,7 +201,7 @@ def test_the_command_line_works_without_root(folder: Path) -> None:
         assert exports.count("export DARKROOM_") == 4
         assert answer(stack, "status", program=program)[0] == 0
     finally:
-        status, _, err = answer(stack, "down", program=program)
+        status, _, err = answer(stack, "down", "--wipe", program=program)
         assert (status, err) == (0, "")
     assert answer(stack, "status", program=program)[0] == 3
     assert answer(stack, "env", program=program)[0] == 3
@@ -315,18 +289,18 @@ def test_a_folder_of_tools_is_found_through_path(tmp_path: Path) -> None:
     )
 
 
-def test_what_a_killed_test_run_left_is_swept_away() -> None:
-    with temporary_stack() as stack:
-        ended = subprocess.Popen(["sleep", "0"])
-        gone = Process.of(ended.pid)
-        ended.wait()
-        born = gone.born if gone else "never seen"
-        (stack.directory / "owner").write_text(json.dumps({"pid": ended.pid, "born": born}))
+def test_what_a_killed_test_run_left_is_swept_away(private_stack: Stack) -> None:
+    """The last test of this stack."""
+    ended = subprocess.Popen(["sleep", "0"])
+    gone = Process.of(ended.pid)
+    ended.wait()
+    born = gone.born if gone else "never seen"
+    (private_stack.directory / "owner").write_text(json.dumps({"pid": ended.pid, "born": born}))
 
-        sweep()
+    sweep()
 
-        assert not stack.directory.exists()
-        assert processes_in(stack.directory) == []
+    assert not private_stack.directory.exists()
+    assert processes_in(private_stack.directory) == []
 
 
 def test_without_room_in_memory_the_servers_of_tests_live_on_the_disk() -> None:
