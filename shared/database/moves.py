@@ -11,6 +11,9 @@ import sqlalchemy as sa
 from shared.database.rows import TASK, task_of
 from shared.domain.messages import Artifact
 from shared.domain.task import Cost, Reason, Stage, Status, Task
+from shared.observe.logs import redacted
+
+_MAX_DETAIL_CHARS: Final = 8000
 
 #: After a move to a final status its mover publishes the follow-up at once; when it dies first, the row comes due then.
 FOLLOW_UP_GRACE_SECONDS: Final = 30.0
@@ -189,7 +192,9 @@ def _store(connection: sa.Connection, changes: Sequence[Change]) -> None:
 
 
 def _storable(text: str | None) -> str | None:
-    """Text PostgreSQL can hold: error texts of foreign systems may carry NUL or half characters."""
+    """Text PostgreSQL can hold and people may see: error texts of foreign systems may carry NUL, half characters, and
+    what they were sent: keys, signed addresses.
+    """
     if text is None:
         return None
-    return text.replace("\x00", "").encode("utf-8", "replace").decode()[:8000]
+    return redacted(text.replace("\x00", "").encode("utf-8", "replace").decode(), _MAX_DETAIL_CHARS - 1)

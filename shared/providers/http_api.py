@@ -73,7 +73,7 @@ class HttpApi:
         self._inputs = inputs
         self._results = results
         self._unknown_state = unknown_state
-        self._calls = Calls(table.timeouts.connect_s, observe)
+        self._calls = Calls(table.timeouts.connect_s, observe, table.auth.value)
         self._threads = ThreadPoolExecutor(_POLLERS, thread_name_prefix=f"poll-{name}")
         self.result_ttl_seconds = table.result_ttl_s
         self.submit_limit_seconds = table.submit_limit_seconds

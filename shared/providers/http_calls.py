@@ -20,6 +20,8 @@ from shared.providers.heads import HTTPConnectionPool, HTTPSConnectionPool
 
 #: Largest answer read; a picture in base64 is a third larger than the picture.
 _MAX_BYTES: Final = 128 * 2**20
+#: A shorter word of the header with our key is the name of a scheme, as Bearer.
+_SHORTEST_SECRET: Final = 8
 #: Kept of an answer's text to look for what JSON does not say.
 _MAX_TEXT: Final = 2000
 
@@ -33,9 +35,13 @@ class NoAnswer(ProviderAway):
 
 
 class Calls:
-    """The calls to one provider, from any thread."""
+    """The calls to one provider, from any thread.
 
-    def __init__(self, connect_seconds: float, observe: Observe) -> None:
+    key -- the value of the header with our key; what answers quote of it is taken out before anybody reads them
+    """
+
+    def __init__(self, connect_seconds: float, observe: Observe, key: str) -> None:
+        self._secrets = [word.encode() for word in key.split() if len(word) >= _SHORTEST_SECRET]
         self._connect = connect_seconds
         self._observe = observe
         self._local = threading.local()
@@ -89,6 +95,8 @@ class Calls:
                         raw += piece
                         if len(raw) > _MAX_BYTES:
                             raise NoAnswer(f"{method}: the answer is larger than {_MAX_BYTES} bytes")
+            for secret in self._secrets:
+                raw = raw.replace(secret, b"***")
             body = _decoded(bytes(raw))
             result = _result(response.status_code, is_readable=body is not None or not raw)
             text = raw[:_MAX_TEXT].decode("utf-8", "replace")

@@ -178,12 +178,17 @@ def test_a_success_without_a_picture_is_a_failed_job(server: Server) -> None:
     assert (made.retryable, made.reason) == (True, Reason.NO_OUTPUTS)
 
 
-def test_no_error_shows_the_key(server: Server) -> None:
-    server.on("POST /jobs", answer(400, {"message": "bad"}))
-    api = provider(plain(), server.url)
-    prepared = api.prepare(a_job())
+def test_no_error_shows_the_key_that_an_answer_quotes(server: Server) -> None:
+    def quoted(request: Request) -> bytes:
+        key = request.headers["Authorization"].removeprefix("Bearer ")
+        return answer(400, {"error": {"code": "bad", "message": f"this key is no good: {key}"}})
+
+    server.on("POST /images/generations", quoted)
+    api = provider(SHIPPED["openai_images"], server.url)
+    prepared = api.prepare(a_job({"model": "m", "prompt": "p"}))
     with pytest.raises(ProviderRejected) as caught:
         api.submit(prepared)
+    assert "this key is no good: ***" in str(caught.value)
     assert "sk-secret" not in f"{caught.value!r} {prepared!r} {api.table!r}"
 
 
