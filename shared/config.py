@@ -62,6 +62,12 @@ class Settings(BaseSettings):
         description="bearer tokens of the HTTP interface, separated by commas, any of them is good; without one it"
         " listens on a loopback address only",
     )
+    callback_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s?#]+$",
+        description="where API providers reach the HTTP interface from outside, such as `https://shop.example/darkroom`;"
+        " needed by backends with `callbacks = true`",
+    )
     http_read_tokens: SecretStr | None = Field(
         None, description="further bearer tokens, which may look at orders and pictures but not place or cancel"
     )

@@ -92,17 +92,19 @@ class Service:
         )
         found: dict[str, Provider] = {}
         for row in self.slots.backends():
+            named = in_file.get(row.name)
             unknown_state = partial(self.metrics.count, "unknown_states_total", backend=row.name)
             told = replace(
                 tools,
                 observe=partial(self._observe, row.name),
                 unknown_state=unknown_state,
-                on_unknown=in_file[row.name].on_unknown if row.name in in_file else None,
+                on_unknown=None if named is None else named.on_unknown,
+                callback_url=self.settings.callback_url if named is not None and named.callbacks else None,
             )
             try:
                 found[row.name] = build(row, told)
             except InvalidBackends as error:
-                if row.name in in_file:
+                if named is not None:
                     raise
                 log.warning("backend left out", extra={"backend": row.name, "why": str(error)})
         return found
@@ -226,6 +228,8 @@ def start(name: str) -> Service:
         raise CannotStart("DARKROOM_BACKENDS_FILE is not set: name the TOML file with your [[backend]] tables")
     tables = load_tables(settings.providers_dir)
     backends = load_backends(settings.backends_file, tables)
+    if settings.callback_url is None and (calling := [b.name for b in backends if b.callbacks]):
+        raise CannotStart(f"DARKROOM_CALLBACK_URL is not set, and {', '.join(calling)} should call back")
     pools = list(dict.fromkeys(backend.pool for backend in backends))
     topo = topology(pools)
     measured = metrics.build(

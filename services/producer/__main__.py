@@ -1,17 +1,22 @@
 """The producer: orders come in over HTTP and leave for the broker; upstream systems ask what became of them."""
 
 import logging
+import os
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 
 from services.producer.api import create_app
 from services.producer.auth import is_loopback
 from services.producer.connections import http_server
 from services.producer.orders import Offer
 from shared.broker.broker import Broker
+from shared.database.callbacks import Callbacks
 from shared.database.listing import Listing
-from shared.service import CannotStart, run, start
+from shared.providers.signatures import Signatures
+from shared.providers.table import InvalidTables
+from shared.service import CannotStart, Service, run, start
 from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
@@ -39,6 +44,7 @@ def main() -> None:
         read_tokens=settings.http_read_token_values,
         confirm_timeout_seconds=settings.confirm_timeout_seconds,
         is_stopping=service.stopping.is_set,
+        callbacks=_callbacks(service),
     )
     listener = _listen(settings.http_host, settings.http_port)
     http = http_server(app, settings.drain_seconds)
@@ -61,6 +67,21 @@ def main() -> None:
     if ended_by_itself:
         log.error("the HTTP server ended by itself")
         sys.exit(1)
+
+
+def _callbacks(service: Service) -> tuple[Mapping[str, Signatures], Callbacks] | None:
+    """The providers that were told to call back; None when none was. Raises CannotStart."""
+    found: dict[str, Signatures] = {}
+    for backend in service.backends:
+        if backend.callbacks and backend.provider is not None:
+            table = service.tables[backend.provider]
+            assert table.callback is not None  # noqa: S101 - load_backends saw to it
+            try:
+                url = "" if backend.url == table.base_url else backend.url
+                found[backend.provider] = Signatures(table.callback.for_use(os.environ, url=url))
+            except InvalidTables as error:
+                raise CannotStart(f"backend {backend.name}: {error}") from error
+    return (found, Callbacks(service.engine)) if found else None
 
 
 def _listen(host: str, port: int) -> socket.socket:

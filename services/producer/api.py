@@ -1,6 +1,6 @@
 """The HTTP interface put together: its routes, what they answer, and what the OpenAPI document says of them."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol
 
@@ -10,6 +10,9 @@ from fastapi.responses import HTMLResponse
 from services.producer import placing, reading, stream
 from services.producer.answers import Accepted, Cancellation, OrderPage, OrderStatus, WhatCanBeOrdered
 from services.producer.auth import Gate
+from services.producer.callbacks import PATH as CALLBACK_PATH
+from services.producer.callbacks import Callbacks, Signatures
+from services.producer.callbacks import Rows as CallbackRows
 from services.producer.database_calls import DatabaseCalls
 from services.producer.docs import HEADERS, docs_page
 from services.producer.orders import Offer
@@ -72,9 +75,11 @@ def create_app(
     confirm_timeout_seconds: float = 5.0,
     max_streams: int = MAX_STREAMS,
     is_stopping: Callable[[], bool] = lambda: False,
+    callbacks: tuple[Mapping[str, Signatures], CallbackRows] | None = None,
 ) -> FastAPI:
     """The HTTP interface. Its threads end with its lifespan.
 
+    callbacks   -- the providers that may call back, by name, and the rows they may call about; None: nobody may
     is_stopping -- once true, open streams end, so that the process can
     """
     calls = DatabaseCalls()
@@ -110,6 +115,9 @@ def create_app(
         return HTMLResponse(docs_page(app.openapi()), headers=HEADERS)
 
     app.add_route("/docs", docs, include_in_schema=False)
+    if callbacks is not None:  # no token: the signature is what lets them in
+        taken = Callbacks(*callbacks, calls, metrics)
+        app.add_route(CALLBACK_PATH, taken.take, methods=["POST"], include_in_schema=False)
     _add_orders(app, orders, Reading(tasks, listing, calls))
     _add_pictures(app, Pictures(tasks, calls, store))
     app.add_api_route(

@@ -42,6 +42,7 @@ PROBLEMS: Final[dict[str, tuple[HTTPStatus, str]]] = {
     "bad_request": (HTTPStatus.BAD_REQUEST, "The request cannot be read"),
     "keys_differ": (HTTPStatus.BAD_REQUEST, "The header names another idempotency key than the body"),
     "unauthorized": (HTTPStatus.UNAUTHORIZED, "A bearer token is needed"),
+    "bad_signature": (HTTPStatus.UNAUTHORIZED, "The callback is not signed by the provider"),
     "forbidden": (HTTPStatus.FORBIDDEN, "This token is not good for that"),
     "not_from_here": (HTTPStatus.FORBIDDEN, "Without tokens this machine alone is served"),
     "not_claimed_yet": (HTTPStatus.NOT_FOUND, "No row has this id yet"),
@@ -61,6 +62,7 @@ PROBLEMS: Final[dict[str, tuple[HTTPStatus, str]]] = {
     "broker_away": (HTTPStatus.SERVICE_UNAVAILABLE, "The order was not confirmed"),
     "database_away": (HTTPStatus.SERVICE_UNAVAILABLE, "The rows cannot be reached now"),
     "storage_away": (HTTPStatus.SERVICE_UNAVAILABLE, "The picture cannot be read now"),
+    "signature_unchecked": (HTTPStatus.SERVICE_UNAVAILABLE, "The provider's keys cannot be had now"),
     "too_many_streams": (HTTPStatus.SERVICE_UNAVAILABLE, "As many streams are open as this process serves"),
     "shutting_down": (HTTPStatus.SERVICE_UNAVAILABLE, "This process is about to end"),
 }

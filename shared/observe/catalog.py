@@ -129,6 +129,15 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         labels={"source": ("http", "amqp"), "result": ("accepted", "duplicate", "invalid", "conflict")},
     ),
     Metric(
+        name="callbacks_total",
+        kind=Kind.COUNTER,
+        help="Calls of providers that said a job had ended: taken, about no job of ours, with a wrong signature, or not"
+        " checked.",
+        question="Do callbacks arrive, and does somebody forge them?",
+        services=("producer",),
+        labels={"result": ("taken", "unknown", "forged", "unchecked")},
+    ),
+    Metric(
         name="publishes_total",
         kind=Kind.COUNTER,
         help="Messages published, by what the broker answered; timeout means it has not answered yet.",

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import urllib3
 
@@ -54,6 +54,7 @@ class HttpApi:
     table     -- ready for use: its variables are put in
     inputs    -- fetches what orders name
     results   -- fetches what the provider made: from the open internet, or from the provider's own address
+    callback_url -- where it calls when a job has ended, but for the job's key; None: nowhere
     """
 
     def __init__(
@@ -66,8 +67,10 @@ class HttpApi:
         results: Pictures,
         observe: Observe,
         unknown_state: Callable[[], None],
+        callback_url: str | None = None,
     ) -> None:
         self.name = name
+        self._callback_url = callback_url
         self.table = table
         self._workflows = workflows
         self._inputs = inputs
@@ -107,6 +110,7 @@ class HttpApi:
         sending = (table.submit.with_images if has_images else None) or table.submit
         body = templates.filled(sending.body, values)
         url = self._url(sending.request, {k: v for k, v in values.items() if isinstance(v, str)})
+        url, body = self._called_back(job, url, body)
         if sending.encode == "json":
             content, content_type = _canonical(body), "application/json"
         else:
@@ -117,6 +121,16 @@ class HttpApi:
         method = sending.request.partition(" ")[0]
         request = {"method": method, "url": url, "headers": headers, "content": content}
         return Prepared(job=job, body=request, body_hash=hashlib.sha256(content).hexdigest())
+
+    def _called_back(self, job: Job, url: str, body: Any) -> tuple[str, Any]:
+        """The same request, which also says where to call when the job has ended."""
+        callback = self.table.callback
+        if callback is None or self._callback_url is None:
+            return url, body
+        address = f"{self._callback_url}/{job.job_key}"
+        if callback.query is not None:
+            return f"{url}{'&' if '?' in url else '?'}{callback.query}={quote(address, safe='')}", body
+        return url, {**body, **templates.filled(callback.body, {"callback_url": address})}
 
     def _graph(self, job: Job) -> dict[str, Any]:
         """A workflow template's graph, and its pictures beside it under the names that the graph uses."""

@@ -15,6 +15,7 @@ adapter = "http"
 provider = "dashscope"      # a table of shared/providers/catalog or DARKROOM_PROVIDERS_DIR
 # pool = "dashscope"        # default: the provider's name
 # url, capacity, rate, on_unknown: default: what the table says
+# callbacks = true          # has it call DARKROOM_CALLBACK_URL when a job has ended; default: false
 """
 
 import tomllib
@@ -80,6 +81,8 @@ class Tools:
     environ: Mapping[str, str] = field(default_factory=dict, repr=False)
     #: What the backends file says of a backend instead of its table.
     on_unknown: Literal["park", "resubmit_once"] | None = None
+    #: Where an API calls back, without the names of provider and job; None: nowhere.
+    callback_url: str | None = None
 
 
 def _comfyui(backend: Backend, tools: Tools) -> Provider:
@@ -113,6 +116,7 @@ def _http(backend: Backend, tools: Tools) -> Provider:
         results=tools.results(host_and_port(ready.base_url)),
         observe=tools.observe,
         unknown_state=tools.unknown_state,
+        callback_url=f"{tools.callback_url.rstrip('/')}/callbacks/{provider}" if tools.callback_url else None,
     )
 
 
@@ -139,6 +143,8 @@ class BackendConfig(BaseModel):
         None, description="http: instead of what the table says"
     )
 
+    callbacks: bool = Field(False, description="http: have it call DARKROOM_CALLBACK_URL when a job has ended")
+
     @model_validator(mode="before")
     @classmethod
     def _pool_has_a_default(cls, values: Any) -> Any:
@@ -153,8 +159,8 @@ class BackendConfig(BaseModel):
             if self.provider is None:
                 raise ValueError("provider is missing")
             return self
-        if self.provider is not None or self.on_unknown is not None:
-            raise ValueError("provider and on_unknown are for adapter http")
+        if self.provider is not None or self.on_unknown is not None or self.callbacks:
+            raise ValueError("provider, on_unknown and callbacks are for adapter http")
         return self
 
     @property
@@ -228,6 +234,8 @@ def _filled_in(values: Any, tables: Mapping[str, Table]) -> BackendConfig:
     table = tables.get(backend.provider)
     if table is None:
         raise InvalidBackends([f"provider: no table for it; there are: {', '.join(sorted(tables))}"])
+    if backend.callbacks and table.callback is None:
+        raise InvalidBackends(["callbacks: this provider calls nobody back"])
     from_table = {"url": table.base_url, "capacity": table.capacity, "rate": table.rate}
     left_out = {key: value for key, value in from_table.items() if key not in backend.model_fields_set}
     return backend.model_copy(update=left_out)

@@ -221,6 +221,45 @@ class Key(_Part):
     ttl_s: Seconds = 82800
 
 
+class Callback(_Part):
+    """How the provider is asked to call when a job has ended, and how it signs the call. Used where it is switched on.
+
+    query, body -- the parameter of the address, or the fields of the body, that hold our address: $callback_url
+    verify      -- None: the call is not signed, so nothing of it is believed
+    secret      -- standard_webhooks: what it signs with; of all that holds ${NAME}, only the producer needs it
+    keys        -- fal_ed25519: where its public keys are
+    job_id      -- where a signed call names the job
+    """
+
+    query: str | None = None
+    body: dict[str, Any] = Field(default_factory=dict)
+    verify: Literal["standard_webhooks", "fal_ed25519"] | None = None
+    secret: str | None = Field(None, repr=False)
+    keys: str | None = None
+    job_id: Pointer | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        if (self.query is None) == (not self.body):
+            raise ValueError("give either query or body")
+        if self.body and {name for name, _ in templates.names_in(self.body)} != {"callback_url"}:
+            raise ValueError("body needs $callback_url and no other value")
+        if (self.secret is not None) != (self.verify == "standard_webhooks"):
+            raise ValueError("secret goes with verify standard_webhooks")
+        if (self.keys is not None) != (self.verify == "fal_ed25519"):
+            raise ValueError("keys goes with verify fal_ed25519")
+        return self
+
+    def for_use(self, environ: Mapping[str, str], *, url: str = "") -> Self:
+        """With its secret put in. url -- as for a table. Raises InvalidTables."""
+        found = _VARIABLE.findall(self.secret or "")
+        if missing := [name for name in found if not environ.get(name)]:
+            raise InvalidTables([f"{name} is not set in the environment" for name in missing])
+        secret = self.secret and _VARIABLE.sub(lambda name: environ[name[1]].strip(), self.secret)
+        keys = re.sub("^https://[^/]+", url, self.keys) if self.keys and url else self.keys
+        return self.model_copy(update={"secret": secret, "keys": keys})
+
+
 class Rule(_Part):
     """What an answer is, when all that the rule names agrees. The first rule that fits decides."""
 
@@ -264,6 +303,7 @@ class Table(_Part):
     cost: Cost | None = None
     cancel: Asking | None = None
     listing: Listing | None = Field(None, alias="list")
+    callback: Callback | None = None
     errors: list[Rule] = Field(default_factory=list)
 
     @model_validator(mode="after")
@@ -354,6 +394,10 @@ def _disagreements(table: Table) -> Iterator[str]:
         yield "base_url must be http://host or https://host"
     if table.shape == "sync" and (table.poll or table.fetch or table.cancel or table.listing):
         yield "a sync provider has no poll, fetch, cancel or list"
+    if table.shape == "sync" and table.callback:
+        yield "a sync provider calls nobody back"
+    if table.recovery is Recovery.CALLBACK and (table.callback is None or table.callback.job_id is None):
+        yield "recovery callback needs [callback] with job_id"
     if table.shape == "submit_poll" and (table.poll is None or not table.submit.job_id):
         yield "submit_poll needs poll and submit.job_id"
     if table.poll is not None and (JobStatus.FETCH in table.poll.map.values()) != (table.fetch is not None):

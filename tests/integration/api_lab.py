@@ -63,7 +63,14 @@ def plain(more: str = "", tables: str = "", settle: float = 60) -> Table:
     return read_tables(text, "plain.toml")["plain"]
 
 
-def provider(table: Table, url: str = "", *, name: str = "api", workflows: Workflows | None = None) -> HttpApi:
+def provider(
+    table: Table,
+    url: str = "",
+    *,
+    name: str = "api",
+    workflows: Workflows | None = None,
+    callback_url: str | None = None,
+) -> HttpApi:
     return HttpApi(
         name,
         table.for_use(KEYS, url=url),
@@ -72,6 +79,7 @@ def provider(table: Table, url: str = "", *, name: str = "api", workflows: Workf
         results=Pictures(private_hosts=[host_and_port(url or table.base_url)]),
         observe=ignore,
         unknown_state=lambda: None,
+        callback_url=callback_url,
     )
 
 

@@ -146,6 +146,7 @@ class Api:
         self.store = Artifacts("memory://")
         self.tokens: list[str] = []
         self.read_tokens: list[str] = []
+        self.callbacks: Any = None
 
     def app(self) -> FastAPI:
         paint = Workflow("paint", {}, Binding.model_validate(BINDING))
@@ -159,6 +160,7 @@ class Api:
             tokens=self.tokens,
             read_tokens=self.read_tokens,
             confirm_timeout_seconds=self.confirm_timeout,
+            callbacks=self.callbacks,
         )
 
     def ask(self, method: str, path: str, **request: Any) -> httpx.Response:

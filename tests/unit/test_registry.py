@@ -1,6 +1,7 @@
 """The backends file: defaults, and every mistake at once."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,7 +9,9 @@ from shared.domain.rate import Rate
 from shared.providers.comfyui import ComfyUI
 from shared.providers.inputs import Pictures
 from shared.providers.registry import BackendConfig, InvalidBackends, Tools, build, load_backends
+from shared.providers.table import load_tables
 from shared.providers.workflow import Workflows
+from tests.integration.api_lab import a_job
 
 
 def _file(directory: Path, text: str) -> Path:
@@ -88,3 +91,37 @@ def test_a_file_without_backends_is_a_mistake(tmp_path: Path, text: str) -> None
         load_backends(_file(tmp_path, text))
     with pytest.raises(InvalidBackends):
         load_backends(tmp_path / "missing.toml")
+
+
+def test_a_provider_is_told_where_to_call_only_where_that_is_switched_on(tmp_path: Path) -> None:
+    lines = '[[backend]]\nname = "{0}"\nadapter = "http"\nprovider = "replicate"\npool = "{0}"\n'
+    quiet, calling = load_backends(
+        _file(tmp_path, lines.format("quiet") + lines.format("calling") + "callbacks = true\n")
+    )
+    assert (quiet.callbacks, calling.callbacks) == (False, True)
+
+    def body_of(backend: BackendConfig, callback_url: str | None) -> bytes:
+        tools = Tools(
+            workflows=Workflows({}),
+            pictures=Pictures(),
+            tables=load_tables(),
+            environ={"REPLICATE_API_TOKEN": "k"},
+            callback_url=callback_url,
+        )
+        kind = SimpleNamespace(name=backend.name, adapter=backend.kind, url=backend.url)
+        return bytes(build(kind, tools).prepare(a_job({"model": "a/b", "input": {}})).body["content"])
+
+    assert b'"webhook":"https://shop.example/x/callbacks/replicate/' in body_of(calling, "https://shop.example/x/")
+    assert b"webhook" not in body_of(quiet, None)
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        ('adapter = "http"\nprovider = "openai_images"\ncallbacks = true', "calls nobody back"),
+        ('adapter = "comfyui"\nurl = "http://h"\ncallbacks = true', "for adapter http"),
+    ],
+)
+def test_who_cannot_call_back_is_not_asked_to(tmp_path: Path, lines: str, sentence: str) -> None:
+    with pytest.raises(InvalidBackends, match=sentence):
+        load_backends(_file(tmp_path, f'[[backend]]\nname = "a"\n{lines}\n'))
