@@ -1,6 +1,5 @@
 """Messages made to hurt: what stands in them stops neither the connection nor their neighbours."""
 
-import struct
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,27 +14,9 @@ from shared.domain.messages import Delivery, Message
 from shared.domain.outcome import DeadLetter, Done, Outcome
 from shared.domain.task import Reason, Stage, task_id_for
 from shared.observe.trace import new_trace_id, read_trace_id, traceparent_of
+from tests.hostile import UNREADABLE, Unreadable
 from tests.integration.broker_lab import BrokerLab, a_message, body_of
 from tests.waiting import eventually
-
-
-def a_short_string(text: str) -> bytes:
-    return bytes([len(text)]) + text.encode()
-
-
-def a_list(depth: int) -> bytes:
-    value = b"V"
-    for _ in range(depth):
-        value = struct.pack(">cI", b"A", len(value)) + value
-    return value
-
-
-#: Field values that RabbitMQ takes and pika cannot decode.
-UNREADABLE = {
-    "milliseconds": struct.pack(">cQ", b"T", 1_700_000_000_000),
-    "the last moment": struct.pack(">cQ", b"T", 2**64 - 1),
-    "a list of lists": a_list(2000),
-}
 
 
 @pytest.fixture
@@ -43,30 +24,6 @@ def lab(amqp_url: str) -> Iterator[BrokerLab]:
     lab = BrokerLab(amqp_url)
     yield lab
     lab.close()
-
-
-class Unreadable(pika.BasicProperties):
-    """Properties with names c, m and t, and a header whose encoded value is given."""
-
-    def __init__(self, value: bytes) -> None:
-        super().__init__()
-        self.value = value
-
-    def encode(self) -> list[bytes]:
-        field = a_short_string("x") + self.value
-        flags = (
-            self.FLAG_CONTENT_TYPE
-            | self.FLAG_HEADERS
-            | self.FLAG_CORRELATION_ID
-            | self.FLAG_MESSAGE_ID
-            | self.FLAG_TYPE
-        )
-        return [
-            struct.pack(">H", flags),
-            a_short_string("application/json"),
-            struct.pack(">I", len(field)) + field,
-            *(a_short_string(name) for name in ("c", "m", "t")),
-        ]
 
 
 def leave_behind(lab: BrokerLab, *bodies: Any) -> None:
