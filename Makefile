@@ -3,6 +3,9 @@ PYTHON := .venv/bin/python
 LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet --generate-hashes --allow-unsafe \
 	--strip-extras --no-emit-index-url --no-emit-trusted-host --no-emit-find-links
 
+# Compiled once: each of the test's workers would compile and rewrite every test again, six seconds of CPU time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help setup up down status demo test test-slow drill soak compose-test bench docs lint lock clean
 
 help: ## list the targets
@@ -25,7 +28,7 @@ demo: setup ## run orders through the whole system and show what happens; PROVID
 
 test: setup ## run all quick tests, against servers of their own
 	@$(PYTHON) -m deploy.local install --with-prometheus
-	@$(PYTHON) -m pytest -n 3 --dist loadfile
+	@$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## run what takes long: drill, outages, cluster; with `make test` under 40 minutes
 	@$(PYTHON) -m pytest tests/slow
