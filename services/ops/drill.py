@@ -1,8 +1,12 @@
 """The `drill` command: dies at every crash point, on private servers, and has the audit look what is left."""
 
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Final
 
 import typer
@@ -31,5 +35,23 @@ def drill(only: Only = None, write: Write = False) -> None:
     if not (_ROOT / "tests" / "drill").is_dir():
         raise fail("darkroom drill needs a checkout of the source: it starts the servers and simulators of its tests")
     words = [word for point in only or () for word in ("--only", str(point))] + ["--write"] * write
-    ended = subprocess.run([sys.executable, "-m", "tests.drill", *words], cwd=_ROOT, check=False)  # noqa: S603 - ours
-    raise typer.Exit(ended.returncode)
+    command = [sys.executable, "-m", "tests.drill", *words]
+    # A session of its own: a terminal interrupts it through us alone, so once.
+    with subprocess.Popen(command, cwd=_ROOT, start_new_session=True) as process, _passing_on(process):  # noqa: S603 - ours
+        process.wait()
+    raise typer.Exit(process.returncode)
+
+
+@contextmanager
+def _passing_on(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """Whoever interrupts us interrupts it, and we wait: it has servers to stop. `subprocess.run` would kill it."""
+
+    def pass_on(_number: int, _frame: FrameType | None) -> None:
+        process.send_signal(signal.SIGTERM)
+
+    before = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -14,6 +14,7 @@ from tests.drill.lane import Report
 from tests.drill.matrix import MATRIX
 from tests.drill.run import run
 from tests.drill.table import HEADINGS, cells, write
+from tests.interrupted import interruptible
 
 
 def main() -> int:
@@ -36,7 +37,8 @@ def main() -> int:
                 with writing:
                     write(report)
 
-        reports, folder = run(drills, told)
+        with interruptible():
+            reports, folder = run(drills, told)
     sys.stdout.write(table(HEADINGS, map(cells, reports)) + "\n")
     broken = sum(not report.is_kept for report in reports)
     if broken:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.drill.lane import Lane, Report
 from tests.drill.matrix import Drill
+from tests.e2e.worker import end_all
 from tests.servers import temporary_stack
 
 #: Systems at work at the same time: while one waits for a lease to end, the other one has the processor.
@@ -19,6 +20,8 @@ def run(drills: Sequence[Drill], told: Callable[[Report], object], lanes: int = 
     """A report of each, in their order, and the folder with the logs of what went wrong.
 
     told -- of each as it ends, from several threads
+
+    A KeyboardInterrupt ends all servers at once, and whatever is being drilled with them.
     """
     folder = Path(tempfile.mkdtemp(prefix="darkroom-drill-"))
     waiting: queue.SimpleQueue[Drill] = queue.SimpleQueue()
@@ -33,7 +36,8 @@ def run(drills: Sequence[Drill], told: Callable[[Report], object], lanes: int = 
             while not failures:
                 drill = waiting.get_nowait()
                 reports[drill] = lane.run(drill)
-                told(reports[drill])
+                if not failures:
+                    told(reports[drill])
         except queue.Empty:
             return
         except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
@@ -42,16 +46,18 @@ def run(drills: Sequence[Drill], told: Callable[[Report], object], lanes: int = 
             lane.close()
 
     with temporary_stack() as stack:
-        threads = [threading.Thread(target=work, name=f"lane-{n}") for n in range(min(lanes, len(drills)))]
+        names = [f"lane-{n}" for n in range(min(lanes, len(drills)))]
+        threads = [threading.Thread(target=work, name=name, daemon=True) for name in names]
         for thread in threads:
             thread.start()
         try:
             for thread in threads:
                 thread.join()
-        except BaseException as error:  # noqa: BLE001 - Ctrl-C: the lanes end what they have begun, and close
-            failures.append(error)
-            for thread in threads:
-                thread.join()
+        except KeyboardInterrupt as interrupt:  # nobody waits for the lanes: what they wait for may never come now
+            failures.append(interrupt)
+            end_all()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     if failures:
         raise failures[0]
     if all(report.is_kept for report in reports.values()):

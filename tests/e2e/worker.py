@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,20 @@ from shared.observe.crash import KILLED
 from tests.waiting import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+_started: list["Worker"] = []
+_is_over = threading.Event()
+
+
+def end_all() -> None:
+    """Stop every one that was started in this process, also by threads that go on: none comes after this."""
+    _is_over.set()
+    running = [worker for worker in _started if worker.is_alive]
+    for worker in running:
+        worker.terminate()
+    for worker in running:
+        worker.stop()
 
 
 class Worker:
@@ -33,6 +48,10 @@ class Worker:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        _started.append(self)
+        if _is_over.is_set():
+            self.kill()
+            raise RuntimeError(f"{name} was started after the end")
 
     @property
     def is_alive(self) -> bool:

@@ -29,6 +29,8 @@ from shared.storage import Artifacts
 from tests.e2e.gpu import PAID
 from tests.e2e.promises import owed
 from tests.e2e.system import System
+from tests.e2e.worker import end_all
+from tests.interrupted import interruptible
 from tests.servers import new_database, new_vhost, temporary_stack
 from tests.soak.faults import Faults
 from tests.soak.load import Load
@@ -62,7 +64,8 @@ def main() -> int:
     seed = random.randrange(10**6) if given.seed is None else given.seed
     console = Console()
     console.print(f"seed {seed}: the same faults and orders again with SEED={seed}")
-    result = soak(given.minutes, seed, console)
+    with interruptible():
+        result = soak(given.minutes, seed, console)
     console.print(_table(result))
     for line in result.broken:
         console.print(f"[red]{line}[/red]")
@@ -99,6 +102,7 @@ def soak(minutes: float, seed: int, console: Console) -> Result:
             return Result(minutes=minutes, seed=seed, numbers=_numbers(system, load, faults, watch), broken=broken)
         finally:
             (folder / "tails.txt").write_text(system.tails())
+            end_all()
             system.stop()
 
 
