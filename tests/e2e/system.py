@@ -73,8 +73,8 @@ class System:
         #: Messages of log lines that may carry a traceback, and prompt ids that may have run twice.
         self.expected_exceptions: set[str] = set()
         self.paid_twice_allowed: set[str] = set()
-        self.engine = sa.create_engine(
-            sa.make_url(database_url).set(drivername="postgresql+psycopg2"), poolclass=sa.NullPool
+        self.engine = sa.create_engine(  # asks whether the server is still there: some tests stop it
+            sa.make_url(database_url).set(drivername="postgresql+psycopg2"), pool_pre_ping=True, max_overflow=100
         )
         counters = metrics.build(metrics.EVERYTHING, pools=pools)
         self.tasks = Tasks(self.engine, "person", counters)
@@ -210,7 +210,7 @@ class System:
             return len(settled) == len(orders)
 
         try:
-            eventually(reached, within=within, what=f"{len(orders)} x {status}", every=0.02)
+            eventually(reached, within=within, what=f"{len(orders)} x {status}")
         except AssertionError as error:
             raise AssertionError(f"{error}; they are {self.statuses(orders)}") from None
         return self.rows(orders)

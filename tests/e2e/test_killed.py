@@ -1,38 +1,12 @@
-"""kill -9 where it hurts: a few crash points of each step, and what no single point shows.
-
-tests/slow/test_drill.py dies at every point there is.
-"""
-
-from collections.abc import Iterator
+"""kill -9 where it hurts, and what no single crash point shows; tests/drill has those."""
 
 import pytest
 
-from deploy.local import Stack
 from shared.domain.task import LEGAL_MOVES
 from shared.observe.crash import CrashPoint
-from tests.drill.lane import Lane
-from tests.drill.matrix import MATRIX, Drill, Victim
 from tests.e2e.conftest import Build
 from tests.e2e.system import QUICK, System, an_order
 from tests.waiting import eventually
-
-#: One of each step: the commit is made and nothing else, or the call is made and not recorded.
-QUICKLY = (
-    (CrashPoint.CLAIM_COMMITTED, Victim.SUBMITTER),
-    (CrashPoint.POSTED, Victim.SUBMITTER),
-    (CrashPoint.DUE_TAKEN, Victim.POLLER),
-    (CrashPoint.COMPLETED_COMMITTED, Victim.POLLER),
-    (CrashPoint.LETTER_RECORDED, Victim.OPS),
-    (CrashPoint.REPLAY_COMMITTED, Victim.COMMAND),
-)
-DRILLS = [drill for drill in MATRIX if (drill.point, drill.victim) in QUICKLY]
-
-
-@pytest.fixture(scope="module")
-def lane(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lane]:
-    lane = Lane(stack, tmp_path_factory.mktemp("lane"))
-    yield lane
-    lane.close()
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +23,6 @@ def system(_empty: System) -> System:
     for gpu in _empty.gpus:
         gpu.heal()
     return _empty
-
-
-@pytest.mark.parametrize("drill", DRILLS, ids=lambda drill: drill.name.replace(" ", "-"))
-def test_a_process_that_dies_there_loses_nothing_and_doubles_nothing(lane: Lane, drill: Drill) -> None:
-    assert lane.run(drill).verdict == "kept"
-
-
-def test_the_quick_drills_are_drills_of_the_matrix() -> None:
-    assert len(DRILLS) == len(QUICKLY)
 
 
 def test_nobody_sends_a_dead_submitters_job_before_its_lease_is_over(system: System) -> None:

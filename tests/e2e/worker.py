@@ -37,6 +37,7 @@ class Worker:
     def __init__(self, name: str, command: Sequence[str], folder: Path, settings: Mapping[str, str]) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
+        self._port: int | None = None
         environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "TZ": "UTC", **settings}
         with self.log.open("ab") as output:
             self.process = subprocess.Popen(
@@ -60,7 +61,9 @@ class Worker:
     @property
     def port(self) -> int | None:
         """Of /readyz and /metrics, as its log names it; None before that."""
-        return next((line["port"] for line in self.lines() if line.get("event") == "health served"), None)
+        if self._port is None:
+            self._port = next((line["port"] for line in self.lines() if line.get("event") == "health served"), None)
+        return self._port
 
     def is_ready(self) -> bool:
         """Whether it says so itself."""

@@ -1,0 +1,73 @@
+"""The broker and the database are shut down in good order in mid-run, and started again."""
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from deploy.local import Stack
+from shared.domain.messages import Order
+from tests.e2e.outage import (
+    SETTINGS,
+    SETTLED_SECONDS,
+    assert_all_made_once,
+    await_unready,
+    nobody_dies,
+    post,
+    under_way,
+)
+from tests.e2e.system import System, an_order
+from tests.servers import new_database
+
+
+@pytest.fixture(scope="module")
+def system(_module_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
+    """Two workers of each kind and a producer."""
+    system = System(
+        tmp_path_factory.mktemp("system"),
+        new_database(_module_stack),
+        _module_stack.broker.url,
+        gpus=2,
+        settings=SETTINGS,
+    )
+    try:
+        system.start(submitters=2, pollers=2)
+        system.add("producer")
+        time.sleep(SETTLED_SECONDS)
+        yield system
+    finally:
+        system.stop()
+
+
+@pytest.fixture
+def orders(system: System) -> list[Order]:
+    return under_way(system)
+
+
+def test_the_broker_restarted_in_mid_run_loses_nothing_and_doubles_nothing(
+    system: System, orders: list[Order], private_stack: Stack
+) -> None:
+    refused = an_order()
+    with nobody_dies(system):
+        private_stack.broker.stop()
+        assert post(system, refused) == 503
+        await_unready(system.living(""), "broker")
+        assert system.statuses(orders).get("completed", 0) < len(orders)
+
+        private_stack.broker.start()
+        system.wait_ready(system.living(""))
+        assert post(system, refused) == 202
+        assert_all_made_once(system, [*orders, refused])
+
+
+def test_the_database_restarted_in_mid_run_loses_nothing_and_doubles_nothing(
+    system: System, orders: list[Order], private_stack: Stack
+) -> None:
+    taken = an_order()
+    with nobody_dies(system):
+        private_stack.database.stop()
+        assert post(system, taken) == 202  # the broker keeps it
+
+        private_stack.database.start()
+        assert system.statuses(orders).get("completed", 0) < len(orders)
+        assert_all_made_once(system, [*orders, taken])
