@@ -260,8 +260,8 @@ class FakeProvider:
     def cancel(self, job: Job) -> bool:
         self._step("cancel", job)
         self.cancelled.append(job)
-        if self.can_cancel:
-            self.jobs.pop(job.job_key, None)
+        if self.can_cancel and isinstance(self.jobs.get(job.job_key), Running):
+            del self.jobs[job.job_key]
         return self.can_cancel
 
     def is_alive(self) -> bool:

@@ -267,7 +267,7 @@ class Check:
             case _ if row.is_past_deadline:
                 self._fail(row, Reason.DEADLINE, "the deadline passed while the job ran", found, cancel_owed=True)
             case Running(waiting=False) if provider is not None:
-                self._limit(row, provider, found)
+                self._limit(row, provider, via, found)
             case _:
                 pass  # it waits its turn there, or nothing was learned
 
@@ -326,18 +326,24 @@ class Check:
                 kept.append(self._artifacts.put(row.id, row.attempt, index, picture))
         return kept
 
-    def _limit(self, row: Task, provider: Provider, found: _Found) -> None:
+    def _limit(self, row: Task, provider: Provider, via: Literal["poll", "push"], found: _Found) -> None:
+        """Cancel a job that has run for too long. One that was done before that could reach it is kept all the same."""
         limit = self._limit_of(row)
         ran = self._runs.seconds(row.job_key) if row.job_key is not None else 0.0
         if ran < limit:
             return
         try:
             gone = self._cancels.cancel(row, provider, ran - limit)
+            state = provider.check([Job.of(row)]).get(Job.of(row).job_key) if gone else None
         except ProviderAway as error:
             log.warning("job over its limit, server does not answer", extra={"why": str(error)})
             return
-        if gone:
-            self._runs.forget(Job.of(row).job_key)
+        if not gone:
+            return
+        self._runs.forget(Job.of(row).job_key)
+        if isinstance(state, Succeeded):
+            self._keep(row, provider, state, via, found)
+        else:
             why = f"still running after {limit:.0f} s"
             late = Failed(reason=Reason.ATTEMPTS_EXHAUSTED, why=why, retryable=True, elsewhere=True)
             self._again(row, late, found)

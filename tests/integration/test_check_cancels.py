@@ -44,6 +44,32 @@ def frozen(lab: Lab) -> Task:
     return task
 
 
+def test_a_job_that_ended_between_the_look_and_the_cancel_of_its_limit_keeps_its_picture(lab: Lab) -> None:
+    task = lab.running()
+    lab.look(task)
+    lab.clock += 101
+    lab.provider.meanwhile["cancel"] = lambda: lab.provider.finish(task)
+
+    outcome = lab.look(task)
+
+    row = lab.now(task)
+    assert (row.status, row.attempt, row.charged) == (Status.COMPLETED, 1, 0)
+    assert names(outcome) == ["order.completed"]
+    assert lab.provider.count("cancel") == 1
+
+
+def test_a_job_over_its_limit_whose_server_falls_silent_is_looked_at_again(lab: Lab) -> None:
+    task = lab.running()
+    lab.look(task)
+    lab.clock += 101
+    lab.provider.meanwhile["cancel"] = lambda: lab.provider.plan("check", ProviderAway("no answer"))
+
+    lab.look(task)
+    assert lab.now(task).status is Status.PROCESSING
+    lab.look(task)
+    assert (lab.now(task).status, lab.now(task).charged) == (Status.PENDING, 1)
+
+
 def test_a_job_over_its_limit_is_cancelled_and_tried_elsewhere(lab: Lab) -> None:
     task = lab.running()
     lab.look(task)
