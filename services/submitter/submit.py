@@ -44,6 +44,8 @@ T = TypeVar("T")
 
 #: A server that refused a connection gets work again when the poller has seen it answer; until then the row waits.
 _BUSY_SECONDS: Final = 2.0
+#: Answers about the lease that may come too late for a POST; a database that slow is as good as away.
+_LATE_ANSWERS: Final = 5
 #: Between two tries to fetch or store pictures that a synchronous provider has made: nobody can ask it for them again.
 _AGAIN_SECONDS: Final = 2.0
 
@@ -242,15 +244,17 @@ class Submit:
     def _begin_post(self, task: Task, provider: Provider, prepared: Prepared) -> float | None:
         """Our clock when the row became ours for one whole lease; None when nothing may be sent.
 
-        An answer that was so long on its way that the lease could end during the POST counts for nothing: asked again.
+        An answer that was so long on its way that the lease could end during the POST counts for nothing: asked again,
+        a few times. Raises DatabaseAway when it never comes in time; the row is taken over when its lease is over.
         """
-        while True:
+        for _ in range(_LATE_ANSWERS):
             looked = time.monotonic()
             if not self._insist(lambda: self._may_post((task, prepared.body_hash))):
                 return None
             if time.monotonic() - looked <= self._lease - provider.submit_limit_seconds:
                 return looked
             log.warning("lease answered too late", extra={"backend": task.backend})
+        raise DatabaseAway(f"no answer within {self._lease - provider.submit_limit_seconds:g} s, {_LATE_ANSWERS} times")
 
     def _record(self, task: Task, provider: Provider, accepted: Accepted) -> Verdict:
         recorded = self._insist(lambda: self._record_job((task, accepted)))

@@ -58,6 +58,17 @@ def test_a_short_outage_of_the_database_costs_the_row_no_lease(
     assert (len(tries), lab.provider.count("submit")) == (3, 1)
 
 
+def test_answers_about_the_lease_that_always_come_too_late_leave_the_row_to_the_end_of_its_lease(
+    database_url: str,
+) -> None:
+    lab = Lab(database_url, lease_seconds=0.5)  # shorter than a submission of this provider may last
+    try:
+        verdict, row = lab.ended(lab.pending())
+        assert (verdict, row.status, lab.provider.count("submit")) == (Done(), Status.SUBMITTING, 0)
+    finally:
+        lab.close()
+
+
 def test_a_lease_whose_confirmation_came_late_is_asked_for_again_before_anything_is_sent(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
