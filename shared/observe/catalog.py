@@ -148,11 +148,10 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     Metric(
         name="messages_total",
         kind=Kind.COUNTER,
-        help="Deliveries settled. dead_lettered: published to the dead queue, confirmed, then acked."
-        " requeued: given back unacked when the process drained or the connection broke.",
+        help="Deliveries settled. dead_lettered: published to the dead queue, confirmed, then acked.",
         question="What is the throughput of each queue?",
         services=("submitter", "poller", "ops"),
-        labels={"queue": Configured.QUEUE, "result": ("acked", "requeued", "dead_lettered")},
+        labels={"queue": Configured.QUEUE, "result": ("acked", "dead_lettered")},
     ),
     Metric(
         name="message_redeliveries_total",
