@@ -106,6 +106,12 @@ class Settings(BaseSettings):
     frozen_after_seconds: float = Field(
         60.0, gt=0, le=3600, description="a job that outlives its cancelling by so long means its server is frozen"
     )
+    fallback_after_seconds: float = Field(
+        60.0,
+        ge=0,
+        le=86400,
+        description="how long an order waits for a pool that takes no work before it goes on in its next one",
+    )
     default_deadline_seconds: float = Field(
         86400.0, gt=0, le=30 * 86400, description="time an order has when it names no deadline"
     )

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 
@@ -21,7 +21,7 @@ from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.errors import DarkroomError, Outage
 from shared.domain.fit import CONNECTIONS
-from shared.domain.messages import Order
+from shared.domain.messages import Choice
 from shared.observe import crash, logs, metrics
 from shared.observe.health import Health, Server, Watchdog
 from shared.observe.metrics import Metrics
@@ -29,7 +29,7 @@ from shared.providers.base import Provider
 from shared.providers.comfyui import MAX_PICTURE_BYTES
 from shared.providers.comfyui_http import Timings
 from shared.providers.inputs import Pictures
-from shared.providers.registry import BackendConfig, InvalidBackends, Tools, build, load_backends
+from shared.providers.registry import BackendConfig, InvalidBackends, Tools, build, load_backends, load_fallbacks
 from shared.providers.table import Table, load_tables
 from shared.providers.workflow import Workflows, load_workflows
 
@@ -60,6 +60,8 @@ class Service:
     #: For the readiness question alone, which must be answered soon, also while every other connection is stuck.
     readiness_engine: sa.Engine
     stopping: threading.Event
+    #: Pools that are tried after a pool, for orders that name one.
+    fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def actor(self) -> str:
@@ -119,10 +121,10 @@ class Service:
             limit_seconds=120.0,
         )
 
-    def problems(self, providers: Mapping[str, Provider], pool: str) -> Callable[[Order], Sequence[str]]:
-        """What is wrong with an order for this pool, whose backends all take the same."""
+    def problems(self, providers: Mapping[str, Provider], pool: str) -> Callable[[Choice], Sequence[str]]:
+        """What is wrong with what an order says to this pool, whose backends all take the same."""
         provider = next(providers[backend.name] for backend in self.backends if backend.pool == pool)
-        return lambda order: provider.problems(order.workflow, order.inputs)
+        return lambda choice: provider.problems(choice.workflow, choice.inputs)
 
     def sync_backends(self) -> None:
         """The table `backends` says what the backends file says."""
@@ -239,6 +241,7 @@ def start(name: str) -> Service:
         name=name,
         settings=settings,
         backends=backends,
+        fallbacks=load_fallbacks(settings.backends_file),
         tables=tables,
         topology=topo,
         metrics=measured,

@@ -12,6 +12,7 @@ from services.poller.watch import Watch
 from shared.broker.broker import Broker
 from shared.broker.consumer import Subscription
 from shared.broker.topology import check_queue
+from shared.database.fallbacks import fall_back
 from shared.database.leader import Leader
 from shared.database.slots import Backend
 from shared.domain.errors import Outage
@@ -27,6 +28,8 @@ _CHECK_THREADS = 4
 _ROW_THREADS = 16
 #: How often a store that failed is asked whether it works again.
 _STORE_SECONDS: Final = 5.0
+#: Waiting orders that go on in their next pool in one turn.
+_FALL_BACK: Final = 500
 #: A loop that makes no progress for so long hangs, or meets nothing but bugs.
 _LOOP_SECONDS: Final = 60.0
 #: Time for all loops together to end, within the grace a container gets beyond the drain.
@@ -80,6 +83,7 @@ def main() -> None:
         check_interval=settings.check_interval_seconds,
         permit_interval=settings.permit_interval_seconds,
         metrics=service.metrics,
+        fall_back=partial(fall_back, service.engine, settings.fallback_after_seconds, _FALL_BACK),
     )
     leader = Leader(service.engine)
 

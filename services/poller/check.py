@@ -13,7 +13,7 @@ from services.poller.cancels import Cancels
 from services.poller.looking import Looking
 from services.poller.questions import Questions
 from services.poller.runs import Runs
-from shared.database.failures import after_failure
+from shared.database.failures import after_failure, or_elsewhere
 from shared.database.moves import Change
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
@@ -378,11 +378,11 @@ class Check:
             cancel_owed=cancel_owed,
             attempt_outcome=reason if row.status is not Status.PENDING else None,
         )
-        self._end(change, found)
+        self._end(or_elsewhere(change, made_a_job=True), found)
 
     def _end(self, change: Change, found: _Found) -> None:
         failed = self._moved(change, found)
-        if failed is not None:
+        if failed is not None and failed.status is Status.FAILED:
             log.warning("task failed", extra={"reason": change.reason, "why": change.detail})
             self._pay(failed, found)
 

@@ -1,5 +1,6 @@
 """The table owns time: finds rows whose moment has come, sends them to be checked, makes missing permits again."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -19,6 +20,8 @@ from shared.domain.task import Reason, Stage, Status, Task
 from shared.loop import keep_turning
 from shared.observe.metrics import Metrics
 
+log = logging.getLogger(__name__)
+
 #: Rows taken in one turn; more are there in the next one.
 _BATCH: Final = 1000
 #: Rows one check message names: one bulk status call.
@@ -36,6 +39,7 @@ class Schedule:
     pools           -- pools of the backends file, each with its queues; a row of any other goes to the first one's
     check_interval  -- seconds until a running job is looked at again
     permit_interval -- seconds between two looks for missing permits
+    fall_back       -- moves orders on that wait for a pool that takes no work: the rows, and where each is now
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Schedule:
         check_interval: float,
         permit_interval: float,
         metrics: Metrics,
+        fall_back: Callable[[], Sequence[tuple[Task, str]]] = tuple,
     ) -> None:
         self._tasks = tasks
         self._slots = slots
@@ -58,6 +63,7 @@ class Schedule:
         self._check_interval = check_interval
         self._permit_interval = permit_interval
         self._metrics = metrics
+        self._fall_back = fall_back
         self._permits_at = 0.0
 
     def run(self, stopping: Event, beat: Callable[[], None]) -> None:
@@ -97,6 +103,9 @@ class Schedule:
 
         A queue that holds enough of them is left alone: counting all that wait, of a million, would take a second.
         """
+        for row, pool in self._fall_back():
+            self._metrics.count("fallbacks_total", pool=row.pool)
+            log.info("order goes on elsewhere", extra={"task_id": str(row.id), "from": row.pool, "to": pool})
         running = {b.pool for b in self._slots.backends() if b.wants_permits} & set(self._pools)
         ready = {pool: self._depth(submit_queue(pool)) for pool in sorted(running)}
         short = {pool: depth for pool, depth in ready.items() if depth < _PERMITS}

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
 from shared.domain.errors import DarkroomError
-from shared.domain.messages import MAX_ORDER_BYTES, Order, order_placed
+from shared.domain.messages import MAX_ORDER_BYTES, Choice, Order, order_placed
 from shared.providers.registry import BackendConfig
 from shared.providers.table import Table
 from shared.providers.workflow import Workflows
@@ -73,18 +73,27 @@ class Offer:
         return self.pools[pool] == _TAKES_WORKFLOWS if table is None else table.workflow
 
     def mistakes(self, order: Order) -> list[Mistake]:
-        """An unknown pool or workflow, and inputs outside of their bounds. Pure."""
-        if order.pool not in self.pools:
+        """An unknown pool or workflow, and inputs outside of their bounds, in each pool it names. Pure."""
+        if not order.pools:
+            return self._mistakes_there(order.choices()[0])
+        return [
+            Mistake(f"pools.{number}.{mistake.field}", mistake.message)
+            for number, choice in enumerate(order.choices())
+            for mistake in self._mistakes_there(choice)
+        ]
+
+    def _mistakes_there(self, said: Choice) -> list[Mistake]:
+        if said.pool not in self.pools:
             return [Mistake("pool", f"is unknown; there are: {_list(self.pools)}")]
-        if not self.needs_workflow(order.pool) and order.workflow is None:
-            table = self.tables.get(order.pool)
-            wrong = table.wrong_inputs(order.inputs) if table is not None else {}
+        if not self.needs_workflow(said.pool) and said.workflow is None:
+            table = self.tables.get(said.pool)
+            wrong = table.wrong_inputs(said.inputs) if table is not None else {}
             return [Mistake(f"inputs.{name[:64]}", why) for name, why in wrong.items()]
-        workflow = self.workflows.get(order.workflow)
+        workflow = self.workflows.get(said.workflow)
         if workflow is None:
-            why = "is missing" if order.workflow is None else "is unknown"
+            why = "is missing" if said.workflow is None else "is unknown"
             return [Mistake("workflow", f"{why}; there are: {_list(self.workflows.names())}")]
-        return [Mistake(f"inputs.{name[:64]}", why) for name, why in workflow.wrong_inputs(order.inputs).items()]
+        return [Mistake(f"inputs.{name[:64]}", why) for name, why in workflow.wrong_inputs(said.inputs).items()]
 
 
 def read_order(raw: bytes) -> Order:

@@ -147,7 +147,9 @@ def order_body() -> dict[str, Any]:
     Order's own schema; the enum it refers to is among the components because OrderStatus has it too.
     """
     schema = Order.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema.pop("$defs", None)
+    choice = schema.pop("$defs", {}).get("Choice")
+    entry = schema["properties"]["pools"]["items"]
+    entry["anyOf"] = [choice if "$ref" in one else one for one in entry["anyOf"]]
     schema["required"] = [name for name in schema["required"] if name != "idempotency_key"]
     example = {
         "idempotency_key": "shop-4711-1",

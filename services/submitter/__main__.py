@@ -31,7 +31,8 @@ def main() -> None:
         service.tasks,
         pools=service.pools,
         pools_now=service.slots.pools,
-        problems=lambda order: problems[order.pool](order),
+        problems=lambda choice: problems[choice.pool](choice),
+        fallbacks=service.fallbacks,
         default_deadline_seconds=settings.default_deadline_seconds,
         metrics=service.metrics,
     )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,6 +16,7 @@ from shared.database.tasks import Tasks
 from shared.domain.messages import (
     MAX_ORDER_BYTES,
     ORDER_PLACED,
+    Choice,
     Delivery,
     Key,
     Message,
@@ -58,7 +59,8 @@ class Intake:
 
     pools     -- the pools this process serves
     pools_now -- asks the table `backends` which pools there are; a newer process may have brought one
-    problems  -- what is wrong with a workflow name and its inputs; empty when they can be started
+    problems  -- what is wrong with what an order says to one of `pools`; empty when it can be started
+    fallbacks -- pools that are tried after a pool, for orders that name no choice of their own
     """
 
     def __init__(
@@ -67,14 +69,16 @@ class Intake:
         *,
         pools: Collection[str],
         pools_now: Callable[[], Collection[str]],
-        problems: Callable[[Order], Sequence[str]],
+        problems: Callable[[Choice], Sequence[str]],
         default_deadline_seconds: float,
         metrics: Metrics,
+        fallbacks: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._tasks = tasks
         self._pools = frozenset(pools)
         self._pools_now = pools_now
         self._problems = problems
+        self._fallbacks = fallbacks or {}
         self._deadline = default_deadline_seconds
         self._metrics = metrics
 
@@ -115,9 +119,21 @@ class Intake:
             pool=order.pool,
             priority=order.priority,
             deadline_seconds=order.deadline_seconds or self._deadline,
-            body=order.model_dump(mode="json"),
+            body=order.model_dump(mode="json") | self._choice_for(order),
             trace_id=trace_id,
         )
+
+    def _choice_for(self, order: Order) -> dict[str, list[str]]:
+        """The pools of an order that names one: those after it that take what it says."""
+        if order.pools or order.pool not in self._fallbacks:
+            return {}
+        said = order.choices()[0]
+        others = [
+            pool
+            for pool in self._fallbacks[order.pool]
+            if pool in self._pools and not self._problems(said.model_copy(update={"pool": pool}))
+        ]
+        return {"pools": [order.pool, *others]} if others else {}
 
     def _unreadable(self, key: str, body: dict[str, Any], raw: bytes, trace_id: str) -> Claim:
         """A row that only says why it failed. It takes no order_id: an order that never starts blocks no other."""
@@ -137,14 +153,19 @@ class Intake:
         )
 
     def _problem_of(self, order: Order, pools_now: Callable[[], Collection[str]]) -> Problem | None:
-        if order.pool in self._pools:
-            found = self._problems(order)
-            return Problem(Reason.INVALID_WORKFLOW, "; ".join(found)) if found else None
-        known = self._pools.union(pools_now())
-        if order.pool in known:
-            return None  # a newer process serves it, and knows what it takes
-        there_are = ", ".join(sorted(known)) or "none"
-        return Problem(Reason.INVALID_MESSAGE, f"no pool {order.pool!r}; there are {there_are}")
+        """Of the first pool that has one: what cannot be started somewhere is a mistake of the order's."""
+        for choice in order.choices():
+            if choice.pool in self._pools:
+                if found := self._problems(choice):
+                    where = f"pool {choice.pool}: " if order.pools else ""
+                    return Problem(Reason.INVALID_WORKFLOW, where + "; ".join(found))
+                continue
+            known = self._pools.union(pools_now())
+            if choice.pool not in known:
+                there_are = ", ".join(sorted(known)) or "none"
+                return Problem(Reason.INVALID_MESSAGE, f"no pool {choice.pool!r}; there are {there_are}")
+            # A newer process serves it, and knows what it takes.
+        return None
 
     def _fail_unstartable(self, pairs: Sequence[tuple[_Read | Problem, Claimed | None]]) -> dict[Any, Task]:
         """pending -> failed for rows that cannot be started: new ones, and those a dying worker left behind."""

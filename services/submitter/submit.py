@@ -9,7 +9,7 @@ from dataclasses import replace
 from threading import Event, Lock
 from typing import BinaryIO, Final, TypeVar
 
-from shared.database.failures import after_failure
+from shared.database.failures import after_failure, or_elsewhere
 from shared.database.moves import Change
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
@@ -26,6 +26,7 @@ from shared.domain.errors import (
     ProviderRejected,
     StorageAway,
 )
+from shared.domain.fallback import following
 from shared.domain.fit import MARGIN_SECONDS
 from shared.domain.messages import TASK_SUBMIT, Artifact, Delivery, Message, dead_letter, event
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Hold, Outcome, Verdict
@@ -328,7 +329,7 @@ class Submit:
         """No order is at fault: it waits, and so do all others of this account."""
         if self._insist(lambda: self._slots.refuse(task.backend or "", str(error))):
             log.error("account refused: its orders wait", extra={"backend": task.backend, "why": str(error)})
-        return self._back_to_pending(task, str(error), 0.0)
+        return self._back_to_pending(task, str(error), 0.0, pool=following(task))
 
     def _not_sent(self, task: Task) -> Verdict:
         """The row moved before anything was sent for it: a cancelled one owes no cancel and gives up its slot now."""
@@ -358,7 +359,14 @@ class Submit:
         return self._back_to_pending(task, str(error), backoff, outcome=Reason.INPUT_UNAVAILABLE)
 
     def _back_to_pending(
-        self, task: Task, why: str, free_in: float, *, outcome: str = "not_created", is_broken: bool = False
+        self,
+        task: Task,
+        why: str,
+        free_in: float,
+        *,
+        outcome: str = "not_created",
+        is_broken: bool = False,
+        pool: str | None = None,
     ) -> Verdict:
         """is_broken -- it is the backend's fault: the attempt counts, and the next one goes elsewhere if it can."""
         change = Change(
@@ -369,6 +377,7 @@ class Submit:
             charge=is_broken,
             avoid_backend=task.backend if is_broken else None,
             attempt_outcome=outcome,
+            pool=pool,
         )
         return self._ended(task, change)
 
@@ -399,7 +408,7 @@ class Submit:
         if cancel_owed:
             self._insist(lambda: self._tasks.move([change]))
             return Done()  # check does the rest, or whoever moved the row: its due_at sees to it
-        return self._ended(task, change)
+        return self._ended(task, or_elsewhere(change, made_a_job=False))
 
     def _bug(self, task: Task, bug: Bug) -> Verdict:
         """The row fails, this one alone. A job may exist: the row owes its cancelling before the follow-up is paid."""

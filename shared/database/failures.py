@@ -1,8 +1,9 @@
-"""What becomes of a row whose attempt has failed: another attempt after a backoff, or the end. Pure."""
+"""What becomes of a row whose attempt has failed: another attempt, another pool, or the end. Pure."""
 
 from typing import Final
 
 from shared.database.moves import Change
+from shared.domain.fallback import next_pool
 from shared.domain.retry import RetryPolicy
 from shared.domain.task import Reason, Stage, Status, Task
 
@@ -47,8 +48,23 @@ def after_failure(
     )
 
 
-def _end(row: Task, reason: Reason, why: str, outcome: str, stage: Stage) -> Change:
+def or_elsewhere(end: Change, *, made_a_job: bool) -> Change:
+    """The same end, or the way to the next pool of an order that has one. made_a_job -- see `next_pool`"""
+    pool = next_pool(end.task, end.reason, made_a_job=made_a_job)
+    if pool is None or end.cancel_owed:
+        return end
     return Change(
+        task=end.task,
+        to=Status.PENDING,
+        reason=end.reason,
+        detail=end.detail,
+        attempt_outcome=end.attempt_outcome,
+        pool=pool,
+    )
+
+
+def _end(row: Task, reason: Reason, why: str, outcome: str, stage: Stage) -> Change:
+    end = Change(
         task=row,
         to=Status.FAILED,
         reason=reason,
@@ -57,3 +73,4 @@ def _end(row: Task, reason: Reason, why: str, outcome: str, stage: Stage) -> Cha
         charge=True,
         attempt_outcome=outcome,
     )
+    return or_elsewhere(end, made_a_job=True)

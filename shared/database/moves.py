@@ -30,6 +30,7 @@ class Change:
     deadline_in     -- replay: a new deadline, and all tries again
     job_handle      -- what the provider gave with its job id
     cost            -- what the attempt that ends has cost
+    pool            -- pending: it goes on there, with all its tries
     """
 
     task: Task
@@ -48,6 +49,7 @@ class Change:
     deadline_in: float | None = None
     job_handle: Mapping[str, str] | None = None
     cost: Cost | None = None
+    pool: str | None = None
 
 
 _MOVE: Final = sa.text(f"""
@@ -59,7 +61,8 @@ update tasks t set
     reason = v.reason,
     detail = v.detail,
     stage = v.stage,
-    charged = case when v.deadline_in is not null then 0 else t.charged + v.charge end,
+    charged = case when v.deadline_in is not null or v.pool is not null then 0 else t.charged + v.charge end,
+    pool = coalesce(v.pool, t.pool),
     deadline_at = coalesce(now() + v.deadline_in * interval '1 second', t.deadline_at),
     finished_at = case when v.to_status in ('completed', 'failed', 'cancelled') then now() end,
     free_at = case when v.to_status = 'pending' then now() + v.free_in * interval '1 second' else t.free_at end,
@@ -79,9 +82,9 @@ update tasks t set
 from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:froms as text[]), cast(:tos as text[]),
             cast(:reasons as text[]), cast(:details as text[]), cast(:stages as text[]), cast(:dues as float8[]),
             cast(:frees as float8[]), cast(:charges as int[]), cast(:jobs as text[]), cast(:owed as bool[]),
-            cast(:avoid as text[]), cast(:deadlines as float8[]), cast(:handles as jsonb[]))
+            cast(:avoid as text[]), cast(:deadlines as float8[]), cast(:handles as jsonb[]), cast(:pools as text[]))
     as v(id, version, from_status, to_status, reason, detail, stage, due_in, free_in, charge, provider_job_id,
-         cancel_owed, avoid_backend, deadline_in, job_handle)
+         cancel_owed, avoid_backend, deadline_in, job_handle, pool)
 where t.id = v.id and t.version = v.version and t.status = v.from_status
 returning {TASK}
 """)
@@ -151,6 +154,7 @@ def _columns(changes: Sequence[Change], actor: str) -> Mapping[str, Any]:
         "owed": [change.cancel_owed for change in changes],
         "avoid": [change.avoid_backend for change in changes],
         "deadlines": [change.deadline_in for change in changes],
+        "pools": [change.pool for change in changes],
         "handles": [None if change.job_handle is None else json.dumps(dict(change.job_handle)) for change in changes],
     }
 

@@ -117,6 +117,12 @@ sa.Index(
     postgresql_where=sa.text("status in ('pending', 'submitting')"),
 )
 sa.Index("tasks_result_until", tasks.c.result_until, postgresql_where=sa.text("result_until is not null"))
+sa.Index(
+    "tasks_fallback",
+    tasks.c.pool,
+    tasks.c.changed_at,
+    postgresql_where=sa.text("status = 'pending' and body -> 'pools' <> '[]'"),
+)
 sa.Index("tasks_live", tasks.c.backend, postgresql_where=sa.text(f"{_STARTED} or cancel_owed"))
 
 duplicate_keys: Final = sa.Table(

@@ -238,6 +238,9 @@ class Tasks:
             )
         for task in moved.values():
             self._count_finished(task)
+        for change in changes:
+            if change.pool is not None and change.task.id in moved:
+                self._metrics.count("fallbacks_total", pool=change.task.pool)
         return moved
 
     def _count_forbidden(self, changes: Sequence[Change]) -> None:

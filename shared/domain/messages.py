@@ -17,6 +17,8 @@ from shared.domain.task import Priority, Reason, Stage, Status, Task, fingerprin
 
 #: Largest order anybody may send, in bytes of its JSON. Pictures travel as references.
 MAX_ORDER_BYTES: Final = 64 * 1024
+#: Pools that one order may go through.
+MAX_POOLS: Final = 5
 #: Characters kept of any error text that travels in a message.
 MAX_DETAIL_CHARS: Final = 2000
 
@@ -56,14 +58,41 @@ class Delivery:
     redelivered: bool
 
 
+class Choice(BaseModel):
+    """A pool and what an order says there, where that is not what it says to its first pool."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    pool: Name
+    workflow: Name | None = None
+    inputs: dict[str, Any] = Field(default_factory=dict)
+
+
+def _needs_either(schema: dict[str, Any]) -> None:
+    """The published schema: `pools` names the first pool too."""
+    schema["required"] = [name for name in schema["required"] if name != "pool"]
+    named = {"required": ["pools"], "properties": {"pools": {"minItems": 1}}}
+    schema["anyOf"] = [{"required": ["pool"]}, named]
+
+
 class Order(BaseModel):
     """What an upstream system asks for. Unknown fields are refused."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", json_schema_extra=_needs_either)
 
     idempotency_key: Key = Field(description="one per order; the same key never makes a second picture")
     order_id: Key | None = Field(None, description="at most one unfinished task per order_id; optional")
     pool: Name = Field(description="which backends may serve it: comfyui, or the name of an API provider")
+    pools: list[Name | Choice] = Field(
+        default_factory=list,
+        max_length=MAX_POOLS,
+        description="instead of `pool`: several, of which the next is tried when the one before has surely made no job;"
+        " a name takes the order's workflow and inputs, an object brings its own",
+    )
+    fallback_on: list[Literal["failed", "content_rejected"]] = Field(
+        default_factory=list,
+        max_length=2,
+        description="lets the next pool also try what one has tried in vain, or refused for its content",
+    )
     workflow: Name | None = Field(None, description="name of a workflow template; ComfyUI needs one")
     inputs: dict[str, Any] = Field(default_factory=dict, description="values for the workflow's inputs")
     priority: Priority = Field(
@@ -76,6 +105,36 @@ class Order(BaseModel):
     metadata: dict[str, Any] = Field(
         default_factory=dict, description="yours; comes back with every event of the order"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _first_of_its_pools(cls, values: Any) -> Any:
+        pools = values.get("pools") if isinstance(values, dict) else None
+        if not isinstance(pools, list) or not pools or "pool" in values:
+            return values
+        first = pools[0].get("pool") if isinstance(pools[0], dict) else pools[0]
+        return {**values, "pool": first.pool if isinstance(first, Choice) else first}
+
+    @model_validator(mode="after")
+    def _pools_agree(self) -> Self:
+        names = [choice.pool for choice in self.choices()]
+        if names[0] != self.pool:
+            raise ValueError("pool must be the first of pools, or left out")
+        if len(set(names)) < len(names):
+            raise ValueError("pools names one twice")
+        for choice in self.choices():
+            for problem in _unstorable(choice.inputs):
+                raise ValueError(problem)
+        return self
+
+    def choices(self) -> list[Choice]:
+        """Every pool that may serve it, in order, with what the order says there. Pure."""
+        return [
+            Choice.model_construct(pool=entry, workflow=self.workflow, inputs=self.inputs)
+            if isinstance(entry, str)
+            else entry
+            for entry in self.pools or [self.pool]
+        ]
 
     @field_validator("inputs", "metadata")
     @classmethod
@@ -97,7 +156,9 @@ class Order(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint_of(self.model_dump(mode="json"))
+        """Fields that came later count only where they say something: an order keeps its fingerprint over a deploy."""
+        later = {name for name in ("pools", "fallback_on") if not getattr(self, name)}
+        return fingerprint_of(self.model_dump(mode="json", exclude=later))
 
 
 def _unstorable(value: Any, depth: int = 0) -> Iterator[str]:

@@ -188,11 +188,24 @@ class Task:
 
     @property
     def workflow(self) -> str | None:
-        return None if self.body is None else self.body.get("workflow")
+        return self._said_here.get("workflow")
 
     @property
     def inputs(self) -> Mapping[str, Any]:
-        return {} if self.body is None else self.body.get("inputs", {})
+        inputs: Mapping[str, Any] = self._said_here.get("inputs", {})
+        return inputs
+
+    @property
+    def pools(self) -> list[str]:
+        """The pools that may serve it, in the order they are tried; empty where there is no choice."""
+        return [entry if isinstance(entry, str) else entry["pool"] for entry in (self.body or {}).get("pools") or ()]
+
+    @property
+    def _said_here(self) -> Mapping[str, Any]:
+        """What the order says in the pool where it is now."""
+        body = self.body or {}
+        entries = (entry for entry in body.get("pools") or () if not isinstance(entry, str))
+        return next((entry for entry in entries if entry["pool"] == self.pool), body)
 
     @property
     def is_past_deadline(self) -> bool:

@@ -138,6 +138,14 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         labels={"result": ("taken", "unknown", "forged", "unchecked")},
     ),
     Metric(
+        name="fallbacks_total",
+        kind=Kind.COUNTER,
+        help="Orders that went on in their next pool, by the pool they left.",
+        question="How much goes elsewhere, because a pool is shut or refuses?",
+        services=("submitter", "poller"),
+        labels={"pool": Configured.POOL},
+    ),
+    Metric(
         name="publishes_total",
         kind=Kind.COUNTER,
         help="Messages published, by what the broker answered; timeout means it has not answered yet.",

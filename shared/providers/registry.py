@@ -16,11 +16,14 @@ provider = "dashscope"      # a table of shared/providers/catalog or DARKROOM_PR
 # pool = "dashscope"        # default: the provider's name
 # url, capacity, rate, on_unknown: default: what the table says
 # callbacks = true          # has it call DARKROOM_CALLBACK_URL when a job has ended; default: false
+
+[fallback]                  # for orders that name one pool: what is tried after it, see docs/providers.md
+comfyui = ["runpod_comfyui"]
 """
 
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, Self
@@ -29,7 +32,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from shared.domain.errors import DarkroomError
-from shared.domain.messages import Name
+from shared.domain.messages import MAX_POOLS, Name
 from shared.domain.rate import Rate
 from shared.providers.base import KnownJob, Provider
 from shared.providers.comfyui import ComfyUI, ignore
@@ -206,6 +209,7 @@ def load_backends(path: Path, tables: Mapping[str, Table] | None = None) -> tupl
     except (OSError, ValueError) as error:
         raise InvalidBackends([f"{path.name} cannot be read: {error}"]) from error
     tables = values.pop("backend", [])
+    fallbacks = values.pop("fallback", {})
     problems = [f"unknown key {key}" for key in values]
     backends: list[BackendConfig] = []
     if not isinstance(tables, list) or not tables:
@@ -222,9 +226,31 @@ def load_backends(path: Path, tables: Mapping[str, Table] | None = None) -> tupl
             problems += [f"backend {table['name']}: {problem}" for problem in error.problems]
     names = Counter(str(table["name"]) for table in tables if isinstance(table, dict) and "name" in table)
     problems += [f"backend {name} is there {count} times" for name, count in names.items() if count > 1]
+    problems += _wrong_fallbacks(fallbacks, {backend.pool for backend in backends})
     if problems:
         raise InvalidBackends(problems)
     return tuple(backends)
+
+
+def load_fallbacks(path: Path) -> dict[str, list[str]]:
+    """The pools that are tried after a pool, by its name, from a file that `load_backends` has taken."""
+    found: dict[str, list[str]] = tomllib.loads(path.read_text(encoding="utf-8")).get("fallback", {})
+    return found
+
+
+def _wrong_fallbacks(fallbacks: Any, pools: Collection[str]) -> list[str]:
+    if not isinstance(fallbacks, dict):
+        return ["fallback must be a table of pools"]
+    wrong = []
+    for pool, others in fallbacks.items():
+        named = [pool, *others] if isinstance(others, list) and others else []
+        if not named or not all(isinstance(name, str) for name in named) or not 2 <= len(named) <= MAX_POOLS:
+            wrong.append(f"fallback {pool}: must be a list of 1 to {MAX_POOLS - 1} pools")
+            continue
+        if len(set(named)) < len(named):
+            wrong.append(f"fallback {pool}: names one twice")
+        wrong += [f"fallback {pool}: no backend has the pool {name!r}" for name in named if name not in pools]
+    return wrong
 
 
 def _filled_in(values: Any, tables: Mapping[str, Table]) -> BackendConfig:

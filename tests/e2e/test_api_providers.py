@@ -21,7 +21,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def system(build: Build, server: Server) -> System:
-    system = build(pools=("comfyui", "openai_images", "replicate"))
+    system = build(pools=("comfyui", "openai_images", "replicate"), settings={"FALLBACK_AFTER_SECONDS": 1})
     with (system.folder / "backends.toml").open("a") as file:
         file.write(BACKEND.format("openai_images", server.url) + BACKEND.format("replicate", server.url))
     system.settings |= {"OPENAI_API_KEY": "sk-one", "REPLICATE_API_TOKEN": "sk-two"}
@@ -75,3 +75,21 @@ def test_a_lost_answer_is_told_as_one_and_a_person_ends_the_doubt_once(system: S
     status, text = system.darkroom("order", "submit-again", lost.idempotency_key, "--why", "no", "--by", "ben")
     assert (status, "already discarded by ana" in text) == (1, True)
     assert len(server.calls) == before + 1
+
+
+def test_while_no_comfyui_is_there_an_order_that_names_an_api_too_is_made_by_it(system: System, server: Server) -> None:
+    server.on("POST /images/generations", openai)
+    before = len(server.calls)
+    (gpu,) = system.gpus
+    gpu.kill()
+    said = {"pool": "openai_images", "inputs": {"model": "gpt-image-1", "prompt": "a lighthouse"}}
+    chosen, plain = an_order(pools=["comfyui", said]), an_order()
+
+    system.place(chosen, plain)
+    (row,) = system.await_status("completed", chosen)
+
+    assert (row.pool, len(server.calls) - before) == ("openai_images", 1)
+    assert system.row(plain).status in ("pending", "submitting")
+    gpu.start()
+    system.await_status("completed", plain)
+    assert system.row(plain).pool == "comfyui"

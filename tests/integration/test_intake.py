@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from services.submitter.intake import Intake
-from shared.domain.messages import MAX_ORDER_BYTES, ORDER_PLACED, Delivery, Order, order_placed
+from shared.domain.messages import MAX_ORDER_BYTES, ORDER_PLACED, Choice, Delivery, order_placed
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Outcome
 from shared.domain.task import Reason, Stage, Status, task_id_for
 from tests.factories import MEASURED, Rows, an_order, delivered
@@ -22,8 +22,8 @@ def rows(database_url: str) -> Iterator[Rows]:
 
 @pytest.fixture
 def intake(rows: Rows) -> Intake:
-    def problems(order: Order) -> Sequence[str]:
-        return [] if order.workflow == "demo" else [f"no workflow {order.workflow}"]
+    def problems(said: Choice) -> Sequence[str]:
+        return [] if said.workflow == "demo" else [f"no workflow {said.workflow}"]
 
     return Intake(
         rows.tasks,

@@ -101,7 +101,8 @@ def test_an_order_reads_back_as_it_was_published(inputs: dict[str, Any]) -> None
     again = Order.model_validate_json(order_placed(order).body)
 
     assert again == order
-    assert again.fingerprint == order.fingerprint == fingerprint_of(order.model_dump(mode="json"))
+    plain = order.model_dump(mode="json", exclude={"pools", "fallback_on"})
+    assert again.fingerprint == order.fingerprint == fingerprint_of(plain)
 
 
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\x00", "a\nb", "\x7f", "\ud800"])

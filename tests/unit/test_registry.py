@@ -8,7 +8,7 @@ import pytest
 from shared.domain.rate import Rate
 from shared.providers.comfyui import ComfyUI
 from shared.providers.inputs import Pictures
-from shared.providers.registry import BackendConfig, InvalidBackends, Tools, build, load_backends
+from shared.providers.registry import BackendConfig, InvalidBackends, Tools, build, load_backends, load_fallbacks
 from shared.providers.table import load_tables
 from shared.providers.workflow import Workflows
 from tests.integration.api_lab import a_job
@@ -125,3 +125,38 @@ def test_a_provider_is_told_where_to_call_only_where_that_is_switched_on(tmp_pat
 def test_who_cannot_call_back_is_not_asked_to(tmp_path: Path, lines: str, sentence: str) -> None:
     with pytest.raises(InvalidBackends, match=sentence):
         load_backends(_file(tmp_path, f'[[backend]]\nname = "a"\n{lines}\n'))
+
+
+TWO = """
+[[backend]]
+name = "a"
+adapter = "comfyui"
+url = "http://a"
+[[backend]]
+name = "b"
+adapter = "http"
+provider = "fal"
+"""
+
+
+def test_a_pool_may_have_others_after_it(tmp_path: Path) -> None:
+    path = _file(tmp_path, TWO + '[fallback]\ncomfyui = ["fal"]\n')
+    assert len(load_backends(path)) == 2
+    assert load_fallbacks(path) == {"comfyui": ["fal"]}
+    assert load_fallbacks(_file(tmp_path, TWO)) == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('comfyui = ["spare"]', "no backend has the pool 'spare'"),
+        ('spare = ["fal"]', "no backend has the pool 'spare'"),
+        ("comfyui = []", "a list of 1 to 4 pools"),
+        ('comfyui = "fal"', "a list of 1 to 4 pools"),
+        ("comfyui = [7]", "a list of 1 to 4 pools"),
+        ('comfyui = ["fal", "comfyui"]', "names one twice"),
+    ],
+)
+def test_a_wrong_fallback_is_named(tmp_path: Path, line: str, sentence: str) -> None:
+    with pytest.raises(InvalidBackends, match=sentence):
+        load_backends(_file(tmp_path, f"{TWO}[fallback]\n{line}\n"))
