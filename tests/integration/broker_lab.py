@@ -83,6 +83,11 @@ class BrokerLab:
         with self.channel() as channel:
             return int(channel.queue_declare(queue, passive=True).method.message_count)
 
+    def consumers(self, queue: str = "orders") -> int:
+        """As the broker counts them."""
+        with self.channel() as channel:
+            return int(channel.queue_declare(queue, passive=True).method.consumer_count)
+
     def taken(self, queue: str = "orders") -> list[tuple[Any, Any]]:
         """Everything in the queue, taken out: properties and body."""
         found = []

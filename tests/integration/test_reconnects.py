@@ -135,7 +135,8 @@ def test_deliveries_on_their_way_when_their_queue_is_paused_are_handled_and_not_
     consumer, on_the_wire = broker.consumer, threading.Event()
     lab.put(-1)  # from here on the whole prefetch is used
     active = consumer._active["orders"]
-    eventually(lambda: not (active.one_by_one or active.cancelling) and idle(broker), within=10, what="consumed anew")
+    eventually(lambda: not (active.one_by_one or active.cancelling) and idle(broker), within=10, what="cancelled once")
+    eventually(lambda: lab.consumers() == 1, within=10, what="consumed anew")
 
     def pause_before_anything_is_read() -> None:
         on_the_wire.wait(20)
