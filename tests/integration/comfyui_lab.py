@@ -22,7 +22,7 @@ from tests.waiting import eventually
 ROOT = Path(__file__).parents[2]
 PHOTOS = ROOT / "deploy" / "photos"
 QUICK = Timings(
-    connect=1, submit_read=0.5, upload_read=1, read=1, view_read=1, settle=0.2, cancel_wait=1, cancel_poll=0.02
+    connect=0.2, submit_read=0.5, upload_read=1, read=1, view_read=1, settle=0.2, cancel_wait=1, cancel_poll=0.02
 )
 WORKFLOWS: Workflows = load_workflows(ROOT / "deploy" / "workflows")
 
