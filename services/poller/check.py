@@ -1,15 +1,19 @@
 """Looks at rows that are due: asks the provider once for many jobs, keeps their pictures, moves, pays what is owed."""
 
 import logging
+import queue
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import BinaryIO, Literal, assert_never
+from functools import partial
+from typing import Final, Literal, assert_never
 
 from pydantic import ValidationError
 
 from services.poller.cancels import Cancels
+from services.poller.in_hand import InHand
 from services.poller.looking import Looking
 from services.poller.questions import Questions
 from services.poller.runs import Runs
@@ -31,7 +35,6 @@ from shared.domain.messages import (
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Outcome
 from shared.domain.retry import Bug, RetryPolicy, killer, tried
 from shared.domain.task import Reason, Stage, Status, Task
-from shared.gathered import Gathered
 from shared.observe.logs import ContextPool, bound
 from shared.observe.metrics import Metrics
 from shared.pictures import BrokenPicture
@@ -39,6 +42,9 @@ from shared.providers.base import Failed, Gone, Job, JobState, Provider, Running
 from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
+
+#: Threads that work on the rows of one message.
+_SIDE_BY_SIDE: Final = 4
 
 
 @dataclass(slots=True)
@@ -51,6 +57,25 @@ class _Found:
     then: list[Message] = field(default_factory=list)
     paid: list[FollowUp] = field(default_factory=list)
     moved_on: dict[uuid.UUID, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """A job that succeeded, and its pictures, which are written and not yet settled."""
+
+    row: Task
+    state: Succeeded
+    pictures: list[Artifact]
+
+    @property
+    def change(self) -> Change:
+        return Change(
+            task=self.row,
+            to=Status.COMPLETED,
+            artifacts=self.pictures,
+            attempt_outcome="completed",
+            cost=self.state.cost,
+        )
 
 
 class Check:
@@ -75,9 +100,9 @@ class Check:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tasks = tasks
-        self._move = Gathered(tasks.move_each, passes=(Outage,))
         self._threads = threads
         self._looking = Looking()
+        self._in_hand = InHand()
         self._providers = providers
         self._artifacts = artifacts
         self._retry = retry
@@ -129,9 +154,11 @@ class Check:
             if row.status is Status.PROCESSING and row.backend is not None:
                 running.setdefault(row.backend, []).append(row)
             else:
-                self._guarded(row, found, lambda _, row=row: self._look(row, found))  # type: ignore[misc]  # mypy cannot type a lambda with a default
+                self._guarded(row, found, partial(self._look, row, found))
         for backend, processing in running.items():
-            self._ask(backend, processing, via, found)
+            with self._in_hand.taken(processing) as ours:
+                if ours:
+                    self._ask(backend, ours, via, found)
 
     def _walk_again(self, moved_on: Mapping[uuid.UUID, int], via: Literal["poll", "push"], found: _Found) -> None:
         """Once more from where each row is now. Who ended one publishes its end, and its due_at sees to that."""
@@ -155,7 +182,8 @@ class Check:
 
         try:
             states = provider.ended(ours)
-            self._decide_each([(rows[key], provider, state) for key, state in states.items()], "push", found)
+            with self._in_hand.taken([rows[key] for key in states]) as free:
+                self._decide_each([(row, provider, states[Job.of(row).job_key]) for row in free], "push", found)
         except ProviderAway as error:
             log.warning("backend did not answer", extra={"backend": backend, "why": str(error)})
         finally:
@@ -218,14 +246,31 @@ class Check:
         via: Literal["poll", "push"],
         found: "_Found",
     ) -> None:
-        """Side by side: pictures come over the network, and moves made at the same time share a transaction."""
+        """Pictures come side by side; all that have come meanwhile are settled and moved together."""
+        todo = iter(looked)  # taking the next one is a single step, for any number of threads
+        come: queue.SimpleQueue[_Kept | None] = queue.SimpleQueue()
 
-        def decide(row: Task, provider: Provider | None, state: JobState | None) -> None:
-            with self._move.on_the_way():
-                self._guarded(row, found, lambda _: self._decide(row, provider, state, via, found))
+        def work() -> None:
+            try:
+                for one in todo:
+                    self._guarded(one[0], found, partial(self._decide, *one, found, come.put))
+            finally:
+                come.put(None)
 
-        for one in [self._threads.submit(decide, *each) for each in looked]:
-            one.result()
+        workers = [self._threads.submit(work) for _ in range(min(len(looked), _SIDE_BY_SIDE))]
+        at_work = len(workers)
+        outage: Outage | None = None
+        while at_work:
+            batch = _what_is_there(come)
+            at_work -= batch.count(None)
+            try:
+                self._complete_all([kept for kept in batch if kept is not None and outage is None], via, found)
+            except Outage as error:
+                outage = error  # raised once nobody works for this message any more
+        for worker in workers:
+            worker.result()
+        if outage is not None:
+            raise outage
 
     def _states(self, provider: Provider | None, rows: Sequence[Task]) -> Mapping[uuid.UUID, JobState]:
         """What is known of each job now; nothing when the provider does not answer."""
@@ -251,14 +296,16 @@ class Check:
         row: Task,
         provider: Provider | None,
         state: JobState | None,
-        via: Literal["poll", "push"],
         found: _Found,
+        keep: Callable[["_Kept"], None],
     ) -> None:
+        """keep -- takes what is to be completed"""
         if isinstance(state, Succeeded | Failed | Gone):
             self._has_ended(row)
         match state:
             case Succeeded() if provider is not None:
-                self._keep(row, provider, state, via, found)
+                if pictures := self._fetched(row, provider, state, found):
+                    keep(_Kept(row, state, pictures))
             case Failed():
                 self._again(row, state, found)
             case Gone():
@@ -267,7 +314,7 @@ class Check:
             case _ if row.is_past_deadline:
                 self._fail(row, Reason.DEADLINE, "the deadline passed while the job ran", found, cancel_owed=True)
             case Running(waiting=False) if provider is not None:
-                self._limit(row, provider, via, found)
+                self._limit(row, provider, found, keep)
             case _:
                 pass  # it waits its turn there, or nothing was learned
 
@@ -280,53 +327,81 @@ class Check:
     def _limit_of(self, row: Task) -> float:
         return self._max_run.get(row.backend or "", float("inf"))
 
-    def _keep(
-        self, row: Task, provider: Provider, state: Succeeded, via: Literal["poll", "push"], found: _Found
-    ) -> None:
+    def _fetched(self, row: Task, provider: Provider, state: Succeeded, found: _Found) -> list[Artifact]:
+        """The job's pictures, written to the store; none when something else becomes of the row."""
         try:
-            kept = self._stored(row, provider.fetch(Job.of(row), state.outputs))
+            written = []
+            for index, picture in enumerate(provider.fetch(Job.of(row), state.outputs)):
+                with picture:
+                    written.append(self._artifacts.write(row.id, row.attempt, index, picture))
         except ProviderAway as error:
             log.warning("picture not fetched yet", extra={"backend": row.backend, "why": str(error)})
             if row.is_past_deadline:
                 self._fail(row, Reason.DEADLINE, "the deadline passed while the pictures were fetched", found)
-            return
+            return []
         except StorageAway as error:
-            log.error("picture not stored yet", extra={"why": str(error)})  # noqa: TRY400 - the cause is in the text
-            if row.is_past_deadline:
-                self._fail(row, Reason.STORE_FAILED, str(error), found)
-            return
+            self._not_stored(row, error, found)
+            return []
         except ProviderRejected as error:  # a picture too large to take
             self._fail(row, error.reason, str(error), found, charge=True)
-            return
+            return []
         except (BrokenPicture, FileNotFoundError) as error:
             self._again(row, Failed(reason=Reason.NO_OUTPUTS, why=str(error), retryable=True, elsewhere=True), found)
-            return
-        if not kept:
+            return []
+        if not written:
             self._again(row, Failed(reason=Reason.NO_OUTPUTS, why="the job made no picture", retryable=True), found)
+        return written
+
+    def _not_stored(self, row: Task, error: StorageAway, found: _Found) -> None:
+        log.error("picture not stored yet", extra={"why": str(error)})
+        if row.is_past_deadline:
+            self._fail(row, Reason.STORE_FAILED, str(error), found)
+
+    def _complete_all(self, kept: Sequence["_Kept"], via: Literal["poll", "push"], found: _Found) -> None:
+        """One round to the disk and one transaction for all of them; when that meets a bug, for each alone."""
+        if len(kept) > 1:
+            try:
+                self._complete(kept, via, found)
+            except Outage:
+                raise
+            except Exception:  # one of them is poison; alone it is tried again, and its neighbours are not
+                log.exception("rows taken apart", extra={"rows": len(kept)})
+            else:
+                return
+        for one in kept:
+            self._guarded(one.row, found, partial(self._complete, [one], via, found))
+
+    def _complete(self, kept: Sequence["_Kept"], via: Literal["poll", "push"], found: _Found) -> None:
+        try:
+            self._artifacts.settle([picture for one in kept for picture in one.pictures])
+        except StorageAway as error:
+            for one in kept:
+                self._not_stored(one.row, error, found)
             return
-        change = Change(task=row, to=Status.COMPLETED, artifacts=kept, attempt_outcome="completed", cost=state.cost)
-        completed = self._moved(change, found)
-        if completed is None:
-            return
-        if state.finished_at is not None:
+        moved = self._tasks.move_each([one.change for one in kept])
+        for one, completed in zip(kept, moved, strict=True):
+            if completed is None:
+                found.moved_on[one.row.id] = one.row.attempt
+            else:
+                self._completed(one, completed, via, found)
+
+    def _completed(self, one: "_Kept", completed: Task, via: Literal["poll", "push"], found: _Found) -> None:
+        if one.state.finished_at is not None:
             self._metrics.observe(
                 "completion_detection_seconds",
-                completed.changed_at.timestamp() - state.finished_at,
-                backend=row.backend or "",
+                completed.changed_at.timestamp() - one.state.finished_at,
+                backend=one.row.backend or "",
                 via=via,
             )
-        log.info("task moved", extra={"from": row.status, "to": completed.status, "pictures": len(kept)})
-        found.then.append(event(completed, "completed", kept))
+        with bound(trace_id=completed.trace_id, task_id=completed.id):
+            log.info(
+                "task moved",
+                extra={"from": one.row.status, "to": completed.status, "pictures": len(one.pictures)},
+            )
+        found.then.append(event(completed, "completed", one.pictures))
         found.paid.append(FollowUp(completed.id, completed.version))
 
-    def _stored(self, row: Task, pictures: Iterable[BinaryIO]) -> list[Artifact]:
-        kept = []
-        for index, picture in enumerate(pictures):
-            with picture:
-                kept.append(self._artifacts.put(row.id, row.attempt, index, picture))
-        return kept
-
-    def _limit(self, row: Task, provider: Provider, via: Literal["poll", "push"], found: _Found) -> None:
+    def _limit(self, row: Task, provider: Provider, found: _Found, keep: Callable[["_Kept"], None]) -> None:
         """Cancel a job that has run for too long. One that was done before that could reach it is kept all the same."""
         limit = self._limit_of(row)
         ran = self._runs.seconds(row.job_key) if row.job_key is not None else 0.0
@@ -342,7 +417,8 @@ class Check:
             return
         self._runs.forget(Job.of(row).job_key)
         if isinstance(state, Succeeded):
-            self._keep(row, provider, state, via, found)
+            if pictures := self._fetched(row, provider, state, found):
+                keep(_Kept(row, state, pictures))
         else:
             why = f"still running after {limit:.0f} s"
             late = Failed(reason=Reason.ATTEMPTS_EXHAUSTED, why=why, retryable=True, elsewhere=True)
@@ -388,15 +464,15 @@ class Check:
 
     def _moved(self, change: Change, found: _Found) -> Task | None:
         """The row after the move; None when it had moved on, which `found` then says."""
-        moved = self._move(change)
+        moved = self._tasks.move([change]).get(change.task.id)
         if moved is None:
             found.moved_on[change.task.id] = change.task.attempt
         return moved
 
-    def _guarded(self, row: Task, found: _Found, work: Callable[[int], None]) -> None:
+    def _guarded(self, row: Task, found: _Found, work: Callable[[], None]) -> None:
         """A bug met with one row fails that row and not its neighbours."""
         with bound(trace_id=row.trace_id, task_id=row.id):
-            outcome = tried(work, lambda _: None)
+            outcome = tried(lambda _: work(), lambda _: None)
             if isinstance(outcome, Bug):
                 self._bury(row, outcome, found)
 
@@ -411,6 +487,15 @@ class Check:
 
         if isinstance(tried(fail, lambda _: None), Bug):
             log.error("row left to its next look: it cannot be failed either", extra={"status": row.status})
+
+
+def _what_is_there(come: "queue.SimpleQueue[_Kept | None]") -> "list[_Kept | None]":
+    """Waits for the first one only."""
+    batch = [come.get()]
+    with suppress(queue.Empty):
+        while True:
+            batch.append(come.get_nowait())
+    return batch
 
 
 def _unknown(detail: str) -> DeadLetter:

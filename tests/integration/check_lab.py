@@ -1,6 +1,7 @@
 """A `Check` on one test's database, with a provider and a store that fail as planned."""
 
 import uuid
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 from services.poller.check import Check
@@ -20,12 +21,20 @@ class FaultyStore(Artifacts):
     def __init__(self) -> None:
         super().__init__("memory://")
         self.faults: list[Exception] = []
+        self.faults_at_disk: list[Exception] = []
         self.kept: list[str] = []
+        self.settled: list[int] = []
 
-    def put(self, task_id: uuid.UUID, attempt: int, index: int, file: BinaryIO) -> Artifact:
+    def settle(self, written: Sequence[Artifact]) -> None:
+        if self.faults_at_disk:
+            raise self.faults_at_disk.pop(0)
+        super().settle(written)
+        self.settled.append(len(written))
+
+    def write(self, task_id: uuid.UUID, attempt: int, index: int, file: BinaryIO) -> Artifact:
         if self.faults:
             raise self.faults.pop(0)
-        artifact = super().put(task_id, attempt, index, file)
+        artifact = super().write(task_id, attempt, index, file)
         self.kept.append(artifact.key)
         return artifact
 
@@ -38,7 +47,11 @@ class Lab(Rows):
         self.provider = provider or FakeProvider(seconds=0.005)
         self.store = FaultyStore()
         self.clock = 0.0
-        self.check = Check(
+        self.check = self.another_check()
+
+    def another_check(self) -> Check:
+        """That of another process."""
+        return Check(
             self.tasks,
             self.slots,
             {"gpu-1": self.provider},
@@ -56,8 +69,8 @@ class Lab(Rows):
         self.provider.finish(task, state or Running())
         return task
 
-    def look(self, *tasks: Task) -> Done:
-        (outcome,) = self.check.handle([a_check(*tasks)])
+    def look(self, *tasks: Task, check: Check | None = None) -> Done:
+        (outcome,) = (check or self.check).handle([a_check(*tasks)])
         assert isinstance(outcome, Done)
         return outcome
 

@@ -14,7 +14,7 @@ from shared.domain.outcome import DeadLetter, Done, FollowUp
 from shared.domain.task import Reason, Status
 from shared.pictures import BrokenPicture
 from shared.providers.base import Gone, Job, JobState, Running, Succeeded
-from tests.factories import MEASURED, a_check, at_once, delivered
+from tests.factories import MEASURED, at_once, delivered
 from tests.integration.check_lab import Lab, all_columns, broken, names
 
 
@@ -63,8 +63,8 @@ def test_a_hundred_rows_of_one_backend_are_one_question(lab: Lab) -> None:
 
 
 def test_of_two_pollers_that_find_the_job_done_one_completes_it(lab: Lab) -> None:
-    task = lab.running(Succeeded(outputs=[{}]))
-    lab.provider.meanwhile["fetch"] = lambda: lab.look(task)
+    task, other = lab.running(Succeeded(outputs=[{}])), lab.another_check()
+    lab.provider.meanwhile["fetch"] = lambda: lab.look(task, check=other)
 
     outcome = lab.look(task)
 
@@ -108,8 +108,8 @@ def test_a_picture_another_poller_completed_is_counted_as_one_not_made_twice(lab
         return MEASURED.value("duplicates_suppressed_total", point="complete")
 
     before = suppressed()
-    task = lab.running(Succeeded(outputs=[{}]))
-    lab.provider.meanwhile["fetch"] = lambda: lab.look(task)
+    task, other = lab.running(Succeeded(outputs=[{}])), lab.another_check()
+    lab.provider.meanwhile["fetch"] = lambda: lab.look(task, check=other)
     lab.look(task)
 
     assert suppressed() == before + 1
@@ -276,7 +276,8 @@ def test_every_combination_of_states_in_one_message_ends_each_row_for_itself(lab
 def test_a_row_that_two_messages_name_at_once_is_completed_once(lab: Lab) -> None:
     tasks = [lab.running(Succeeded(outputs=[{}])) for _ in range(10)]
 
-    outcomes = at_once([lambda: lab.check.handle([a_check(*tasks)])[0] for _ in range(4)])
+    checks = [lab.another_check() for _ in range(4)]
+    outcomes = at_once([lambda check=check: lab.look(*tasks, check=check) for check in checks])  # type: ignore[misc]
 
     paid = [follow_up.task_id for outcome in outcomes for follow_up in outcome.follow_up_of]
     assert sorted(paid) == sorted(task.id for task in tasks)

@@ -100,14 +100,14 @@ def test_running_out_of_memory_does_not_use_up_the_one_retry_of_an_execution_err
 
 def test_a_bug_with_one_row_fails_that_row_and_not_its_neighbours(lab: Lab) -> None:
     poison, neighbour = lab.running(Succeeded(outputs=[{}])), lab.running(Succeeded(outputs=[{}]))
-    put = lab.store.put
+    write = lab.store.write
 
     def buggy(task_id: uuid.UUID, *rest: Any) -> Artifact:
         if task_id == poison.id:
             raise KeyError("a bug")
-        return put(task_id, *rest)
+        return write(task_id, *rest)
 
-    lab.store.put = buggy  # type: ignore[method-assign]
+    lab.store.write = buggy  # type: ignore[method-assign]
 
     outcome = lab.look(poison, neighbour)
 

@@ -1,0 +1,127 @@
+"""The rows of one message: what has come by now goes to the disk and into the table together, and fails alone."""
+
+from collections.abc import Iterator, Sequence
+from threading import Event
+
+import pytest
+
+from shared.database.moves import Change
+from shared.domain.errors import DatabaseAway, ProviderAway, StorageAway
+from shared.domain.task import Reason, Status, Task
+from shared.providers.base import Job, Succeeded
+from tests.factories import at_once
+from tests.integration.check_lab import Lab, names
+from tests.waiting import eventually
+
+DONE = Succeeded(outputs=[{}])
+
+
+@pytest.fixture
+def lab(database_url: str) -> Iterator[Lab]:
+    lab = Lab(database_url)
+    yield lab
+    lab.close()
+
+
+def test_jobs_that_ended_together_are_settled_and_moved_in_few_rounds(lab: Lab) -> None:
+    tasks = [lab.running(DONE) for _ in range(12)]
+
+    outcome = lab.look(*tasks)
+
+    assert names(outcome) == ["order.completed"] * 12
+    assert {lab.now(task).status for task in tasks} == {Status.COMPLETED}
+    assert sum(lab.store.settled) == 12
+    assert len(lab.store.settled) < 12
+
+
+def test_pictures_that_cannot_be_settled_leave_their_rows_as_they_are(lab: Lab) -> None:
+    tasks = [lab.running(DONE) for _ in range(3)]
+    lab.store.faults_at_disk += [StorageAway("no space left")] * 3
+
+    assert names(lab.look(*tasks)) == []
+    assert {lab.now(task).status for task in tasks} == {Status.PROCESSING}
+
+    lab.store.faults_at_disk.clear()
+    assert names(lab.look(*tasks)) == ["order.completed"] * 3
+
+
+def test_a_row_that_cannot_be_moved_is_failed_and_its_neighbours_complete(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [lab.running(DONE) for _ in range(6)]
+    poison = tasks[3].id
+    move_each = lab.tasks.move_each
+
+    def poisoned(changes: Sequence[Change]) -> list[Task | None]:
+        if any(change.task.id == poison for change in changes):
+            raise ZeroDivisionError
+        return move_each(changes)
+
+    monkeypatch.setattr(lab.tasks, "move_each", poisoned)
+
+    outcome = lab.look(*tasks)
+
+    assert sorted(names(outcome)) == ["check.dead"] + ["order.completed"] * 5 + ["order.failed"]
+    failed = lab.now(tasks[3])
+    assert (failed.status, failed.reason) == (Status.FAILED, Reason.BUG)
+
+
+def test_a_picture_that_is_slow_to_come_keeps_nobody_waiting(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [lab.running(DONE) for _ in range(4)]
+    others_are_done = Event()
+    fetch = lab.provider.fetch
+
+    def slow(job: Job, outputs: Sequence[object]) -> object:
+        if job.task_id == tasks[0].id:
+            assert others_are_done.wait(20)
+            raise ProviderAway("it trickled")
+        return fetch(job, outputs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lab.provider, "fetch", slow)
+
+    def look() -> list[str]:
+        return names(lab.look(*tasks))
+
+    def watch() -> list[str]:
+        eventually(lambda: [lab.now(task).status for task in tasks[1:]] == [Status.COMPLETED] * 3, within=15)
+        others_are_done.set()
+        return []
+
+    assert at_once([look, watch])[0] == ["order.completed"] * 3
+
+
+def test_the_database_gone_in_the_middle_holds_the_message(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [lab.running(DONE) for _ in range(3)]
+
+    def away(changes: Sequence[Change]) -> list[Task | None]:
+        raise DatabaseAway("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.tasks, "move_each", away)
+        with pytest.raises(DatabaseAway):
+            lab.look(*tasks)
+
+    assert names(lab.look(*tasks)) == ["order.completed"] * 3
+
+
+def test_of_two_threads_that_mean_the_same_row_one_looks_at_it(lab: Lab) -> None:
+    """A hint and the row's own check often come together; a picture fetched twice helps nobody."""
+    task = lab.running(DONE)
+    lab.provider.meanwhile["fetch"] = lambda: lab.look(task)
+
+    assert names(lab.look(task)) == ["order.completed"]
+    assert lab.provider.count("check") == 1
+
+
+def test_a_row_is_free_again_after_a_look_that_ended_badly(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = lab.running(DONE)
+
+    def away(changes: Sequence[Change]) -> list[Task | None]:
+        raise DatabaseAway("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lab.tasks, "move_each", away)
+        with pytest.raises(DatabaseAway):
+            lab.look(task)
+
+    assert names(lab.look(task)) == ["order.completed"]
