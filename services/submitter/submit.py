@@ -12,7 +12,7 @@ from typing import BinaryIO, Final, TypeVar
 from shared.database.failures import after_failure, or_elsewhere
 from shared.database.moves import Change
 from shared.database.slots import Slots
-from shared.database.tasks import Tasks
+from shared.database.tasks import FRESH_SECONDS, Tasks
 from shared.domain.errors import (
     AccountRefused,
     DarkroomError,
@@ -201,7 +201,7 @@ class Submit:
             self._account_is_good(task)
             return answer
         finally:
-            if time.monotonic() - looked > self._lease:
+            if time.monotonic() - looked > self._lease - FRESH_SECONDS:
                 # The POST was still in flight when the lease ended, or we stalled before it: the two cases in which
                 # another owner may have found nothing and sent the job too.
                 self._possible_double(task, "the POST took longer than the lease")
@@ -243,7 +243,7 @@ class Submit:
         return self._tasks.record(accepted, self._first_look)
 
     def _begin_post(self, task: Task, provider: Provider, prepared: Prepared) -> float | None:
-        """Our clock when the row became ours for one whole lease; None when nothing may be sent.
+        """Our clock when the row was ours for one lease, but for FRESH_SECONDS; None when nothing may be sent.
 
         An answer that was so long on its way that the lease could end during the POST counts for nothing: asked again,
         a few times. Raises DatabaseAway when it never comes in time; the row is taken over when its lease is over.
@@ -252,7 +252,7 @@ class Submit:
             looked = time.monotonic()
             if not self._insist(lambda: self._may_post((task, prepared.body_hash))):
                 return None
-            if time.monotonic() - looked <= self._lease - provider.submit_limit_seconds:
+            if time.monotonic() - looked <= self._lease - FRESH_SECONDS - provider.submit_limit_seconds:
                 return looked
             log.warning("lease answered too late", extra={"backend": task.backend})
         raise DatabaseAway(f"no answer within {self._lease - provider.submit_limit_seconds:g} s, {_LATE_ANSWERS} times")

@@ -25,15 +25,20 @@ _FIND: Final = sa.text(
 
 _KEPT_FINGERPRINT: Final = sa.text("select d.fingerprint from duplicate_keys d where d.own_task_id = :id")
 
-#: Who still owns the row owns it for a whole lease from here on, so looking and preparing never eat up the time of the
-#: POST. A lease that ran out unnoticed is renewed: whoever takes a row over gives it another version. posted_at goes in
-#: with the body's hash in the same statement, so nobody POSTs unseen.
+#: Who still owns the row owns it for nearly a whole lease from here on, so looking and preparing never eat up the time
+#: of the POST. A lease that was just given stays as it is, since writing free_at and due_at costs six index entries;
+#: one that ran out unnoticed is renewed: whoever takes a row over gives it another version. posted_at goes in with the
+#: body's hash in the same statement, so nobody POSTs unseen.
+FRESH_SECONDS: Final = 1.0
 _BEGIN_POSTS: Final = sa.text("""
 with owned as (
+    select t.id, t.version, t.attempt, t.free_at, v.body_hash from tasks t
+    join unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:hashes as text[])) as v(id, version, body_hash)
+        on t.id = v.id and t.version = v.version
+    where t.status = 'submitting' and t.deadline_at > clock_timestamp()
+), renewed as (
     update tasks t set free_at = now() + :lease * interval '1 second', due_at = now() + :lease * interval '1 second'
-    from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:hashes as text[])) as v(id, version, body_hash)
-    where t.id = v.id and t.version = v.version and t.status = 'submitting' and t.deadline_at > clock_timestamp()
-    returning t.id, t.version, t.attempt, v.body_hash
+    from owned where t.id = owned.id and owned.free_at < now() + (:lease - :fresh) * interval '1 second'
 )
 update attempts a set body_hash = owned.body_hash, posted_at = coalesce(a.posted_at, clock_timestamp()),
     posts = a.posts + 1
@@ -261,10 +266,10 @@ class Tasks:
             self._metrics.observe("order_duration_seconds", seconds, pool=task.pool, outcome=outcome)
 
     def may_post(self, posts: Sequence[tuple[Task, str]], lease_seconds: float) -> list[bool]:
-        """Note that these POSTs leave now, with the hash of each body, and own the rows for one lease from here.
+        """Note that these POSTs leave now, with the hash of each body, and own the rows for one lease from here on.
 
-        One answer each. False: nothing may be sent, since the row is not ours any more or past its deadline. Safe to
-        repeat.
+        FRESH_SECONDS of it may be over. One answer each. False: nothing may be sent, since the row is not ours any more
+        or past its deadline. Safe to repeat.
         """
         ordered = sorted(posts, key=lambda post: post[0].id)
         values = {
@@ -272,11 +277,11 @@ class Tasks:
             "versions": [task.version for task, _ in ordered],
             "hashes": [body_hash for _, body_hash in ordered],
             "lease": lease_seconds,
+            "fresh": FRESH_SECONDS,
         }
 
         def work(connection: sa.Connection) -> set[tuple[uuid.UUID, int]]:
-            if len(ordered) > 1:
-                connection.execute(LOCK_IN_ORDER, {"ids": values["ids"]})
+            connection.execute(LOCK_IN_ORDER, {"ids": values["ids"]})
             return {(row.id, row.version) for row in connection.execute(_BEGIN_POSTS, values)}
 
         ours = in_transaction(self._engine, work)

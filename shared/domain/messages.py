@@ -5,6 +5,7 @@ Bodies are JSON. `type` names model and version (`order.placed.v1`); an unknown 
 
 import json
 import math
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ MAX_DETAIL_CHARS: Final = 2000
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Key = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+#: NUL, and halves of characters.
+_UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
 ORDER_PLACED: Final = "order.placed.v1"
 TASK_SUBMIT: Final = "task.submit.v1"
@@ -166,7 +170,7 @@ def _unstorable(value: Any, depth: int = 0) -> Iterator[str]:
     if depth > 16:
         yield "nested deeper than 16 levels"
     elif isinstance(value, str):
-        if "\x00" in value or any(0xD800 <= ord(sign) <= 0xDFFF for sign in value):
+        if _UNSTORABLE.search(value):
             yield "text holds a NUL or half a character"
     elif isinstance(value, float):
         if not math.isfinite(value):

@@ -9,12 +9,11 @@ import math
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from datetime import UTC, datetime
-from functools import partial
+from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Final, ParamSpec, TextIO, TypeVar
 
@@ -59,16 +58,20 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 _OURS = frozenset({"ts", "level", "logger", "event", "service", "instance", "version", "exc"})
 
 
-@contextmanager
-def bound(**fields: object) -> Iterator[None]:
+class bound:
     """Every line logged inside carries these fields (trace_id, task_id); None takes one away."""
-    token = _context.set(
-        {name: str(value) for name, value in {**(_context.get() or {}), **fields}.items() if value is not None}
-    )
-    try:
-        yield
-    finally:
-        _context.reset(token)
+
+    __slots__ = ("_fields", "_token")
+
+    def __init__(self, **fields: object) -> None:
+        self._fields = fields
+
+    def __enter__(self) -> None:
+        known = {**(_context.get() or {}), **self._fields}
+        self._token = _context.set({name: str(value) for name, value in known.items() if value is not None})
+
+    def __exit__(self, *_: object) -> None:
+        _context.reset(self._token)
 
 
 def bound_fields() -> Mapping[str, str]:
@@ -180,9 +183,14 @@ def _without_secrets(name: str, value: object) -> object:
     return value
 
 
+@lru_cache(maxsize=512)
+def _is_secret(name: str) -> bool:
+    return _SECRET_NAME.search(name) is not None or _OWN_WORDS.search(name) is not None
+
+
 def _clean(name: str, value: object, depth: int = 0) -> Any:
     """A value that JSON can hold, redacted."""
-    if value is not None and (_SECRET_NAME.search(name) or _OWN_WORDS.search(name)):
+    if value is not None and _is_secret(name):
         return HIDDEN
     if value is None or isinstance(value, bool | int):
         return value

@@ -28,6 +28,9 @@ EVERYTHING: Final = "everything"
 #: More backends than this and one process exports more series than a Prometheus should take from it.
 MAX_BACKENDS: Final = 20
 
+#: Ways to ask that are remembered; names no configuration knows could be any number.
+_MOST_ASKED: Final = 5000
+
 Instrument = Counter | Gauge | Histogram
 
 
@@ -52,6 +55,8 @@ class Metrics:
         self._instruments: dict[str, Instrument] = {}
         self._allowed: dict[str, frozenset[tuple[str, ...]]] = {}
         self._children: dict[tuple[str, tuple[str, ...]], Instrument] = {}
+        #: The same by how they are asked for, so that asking again costs one look.
+        self._asked: dict[tuple[str, Kind, tuple[tuple[str, str], ...]], Instrument] = {}
         self._complained: set[str] = set()
         self._lock = threading.Lock()
         for metric in CATALOGUE:
@@ -82,6 +87,8 @@ class Metrics:
             self._instruments[name].clear()
             for key in [key for key in self._children if key[0] == name]:
                 del self._children[key]
+            for asked in [asked for asked in self._asked if asked[0] == name]:
+                del self._asked[asked]
 
     def value(self, name: str, /, **labels: str) -> float:
         """What stands there now; the number of observations of a histogram. 0 when there is no such series."""
@@ -109,6 +116,15 @@ class Metrics:
                 self._children[metric.name, values] = instrument.labels(*values) if values else instrument
 
     def _child(self, name: str, kind: Kind, labels: Mapping[str, str]) -> Instrument | None:
+        asked = (name, kind, tuple(labels.items()))
+        child = self._asked.get(asked)
+        if child is None:
+            child = self._find(name, kind, labels)
+            if child is not None and len(self._asked) < _MOST_ASKED:
+                self._asked[asked] = child
+        return child
+
+    def _find(self, name: str, kind: Kind, labels: Mapping[str, str]) -> Instrument | None:
         metric = self._metrics.get(name)
         if metric is None or metric.kind is not kind:
             return self._complaint(f"{self.service} has no {kind} {name}")

@@ -22,13 +22,14 @@ A workflow is a folder `<name>/` with `graph.json` (API format) and `binding.tom
     images = 1                     # or images_from = "copies", the name of an int input
 """
 
-import copy
+import json
 import re
 import tomllib
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -78,11 +79,20 @@ class ExpectedFile:
     filename: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Workflow:
     name: str
     graph: Graph = field(repr=False)
     binding: Binding
+
+    @cached_property
+    def _as_json(self) -> str:
+        return json.dumps(self.graph)
+
+    def copy_of_graph(self) -> dict[str, dict[str, Any]]:
+        """For the caller to change. By way of JSON, which takes a tenth of the time of `copy.deepcopy`."""
+        copied: dict[str, dict[str, Any]] = json.loads(self._as_json)
+        return copied
 
     def problems(self, inputs: Mapping[str, Any]) -> list[str]:
         """One sentence per mistake in the order's inputs. Pure; says nothing of the values themselves."""
@@ -142,7 +152,7 @@ class Workflows:
         uploaded -- name of an image input -> `subfolder/name` that the server gave the picture
         """
         workflow = self.for_job(job)
-        graph = copy.deepcopy({node_id: dict(node) for node_id, node in workflow.graph.items()})
+        graph = workflow.copy_of_graph()
         for name, spec in workflow.binding.inputs.items():
             graph[spec.node]["inputs"][spec.field] = _value(name, spec, job, uploaded)
         for index, output in enumerate(workflow.binding.outputs):

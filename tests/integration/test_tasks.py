@@ -41,6 +41,15 @@ def test_the_owner_that_posts_owns_the_row_for_a_whole_lease_from_there(rows: Ro
     assert now.version == task.version
 
 
+def test_a_lease_that_was_just_given_is_not_written_again(rows: Rows) -> None:
+    task = rows.submitting(lease_seconds=60)
+
+    assert rows.may_post(task, "body-hash", lease_seconds=60)
+
+    now = rows.tasks.refresh(task)
+    assert (now.free_at, now.due_at) == (task.free_at, task.due_at)
+
+
 def test_an_owner_whose_lease_ran_out_unnoticed_owns_the_row_for_another_one(rows: Rows) -> None:
     task = rows.submitting(lease_seconds=20)
     rows.age(task, free_at=1)
