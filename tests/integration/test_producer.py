@@ -18,9 +18,9 @@ from shared.domain.messages import Delivery, Order
 from shared.domain.outcome import Done
 from shared.domain.task import task_id_for
 from shared.terminal import Quiet
-from tests.integration.producer_lab import START_SECONDS, Start, an_order, producers
+from tests.integration.producer_lab import START_SECONDS, Running, Start, an_order, producers
 from tests.integration.rows_lab import Lab
-from tests.servers import new_database
+from tests.servers import VhostPool, new_database
 from tests.waiting import eventually
 
 
@@ -30,12 +30,31 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield start
 
 
-def messages_in(amqp_url: str, wanted: int) -> list[Delivery]:
-    """Take `wanted` messages out of the queue `orders`."""
-    taken: list[Delivery] = []
+@pytest.fixture(scope="module")
+def url(stack: Stack) -> str:
+    """Of the database of all tests that need no other producer than `producer`."""
+    return new_database(stack)
+
+
+@pytest.fixture(scope="module")
+def amqp(stack: Stack, _vhosts: VhostPool) -> str:
+    """Their virtual host."""
+    return stack.broker.url_of(_vhosts.take())
+
+
+@pytest.fixture(scope="module")
+def producer(url: str, amqp: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Started once: that takes a second of CPU time."""
+    with producers(tmp_path_factory.mktemp("producer")) as start:
+        yield start(url, amqp)
+
+
+def messages_in(amqp_url: str, *keys: str) -> dict[str, Delivery]:
+    """Take messages out of the queue `orders` until there is one of each key."""
+    taken: dict[str, Delivery] = {}
 
     def handle(deliveries: Any) -> list[Done]:
-        taken.extend(deliveries)
+        taken.update({json.loads(delivery.body)["idempotency_key"]: delivery for delivery in deliveries})
         return [Done() for _ in deliveries]
 
     broker = Broker(
@@ -47,39 +66,34 @@ def messages_in(amqp_url: str, wanted: int) -> list[Delivery]:
     )
     broker.start()
     try:
-        eventually(lambda: len(taken) >= wanted, within=10, what=f"{wanted} messages")
+        eventually(lambda: taken.keys() >= set(keys), within=10, what=f"messages of {keys}")
     finally:
         broker.stop(1)
     return taken
 
 
-def test_an_order_placed_over_http_is_in_the_queue_when_202_comes_back(
-    start: Start, database_url: str, amqp_url: str
-) -> None:
-    producer = start(database_url, amqp_url)
-    answer = httpx.post(f"{producer.url}/v1/orders", json=an_order())
+def test_an_order_placed_over_http_is_in_the_queue_when_202_comes_back(producer: Running, amqp: str) -> None:
+    answer = httpx.post(f"{producer.url}/v1/orders", json=an_order("k-0"))
     assert answer.status_code == 202, answer.text
-    (delivery,) = messages_in(amqp_url, 1)
+    delivery = messages_in(amqp, "k-0")["k-0"]
     assert delivery.type == "order.placed.v1"
-    assert Order.model_validate_json(delivery.body) == Order.model_validate(an_order())
+    assert Order.model_validate_json(delivery.body) == Order.model_validate(an_order("k-0"))
     assert httpx.get(producer.url + answer.headers["location"]).json()["code"] == "not_claimed_yet"
 
 
-def test_wrong_orders_are_refused_with_the_shipped_workflows(start: Start, database_url: str, amqp_url: str) -> None:
-    producer = start(database_url, amqp_url)
+def test_wrong_orders_are_refused_with_the_shipped_workflows(producer: Running) -> None:
     answer = httpx.post(f"{producer.url}/v1/orders", json=an_order(inputs={"width": 1, "colour": "red"}))
     assert answer.status_code == 422
     assert {error["field"] for error in answer.json()["errors"]} == {"inputs.width", "inputs.colour"}
 
 
-def test_the_status_of_an_order_is_that_of_its_row(start: Start, database_url: str, amqp_url: str) -> None:
-    lab = Lab(database_url)
+def test_the_status_of_an_order_is_that_of_its_row(producer: Running, url: str) -> None:
+    lab = Lab(url)
     try:
         task = lab.completed(**an_order("k-1", order_id="o-1"))
         active = lab.pending(**an_order("k-2", order_id="o-2"))
         kept = lab.pending(**an_order("k-3", order_id="o-2"))
         assert kept.id == active.id
-        producer = start(database_url, amqp_url)
         body = httpx.get(f"{producer.url}/v1/orders/{task.id}").json()
         assert (body["status"], body["attempt"], body["order_id"]) == ("completed", 1, "o-1")
         assert [picture["index"] for picture in body["artifacts"]] == [0]
@@ -93,11 +107,8 @@ def test_the_status_of_an_order_is_that_of_its_row(start: Start, database_url: s
         lab.close()
 
 
-def test_an_order_sent_in_chunks_is_read_and_a_huge_one_is_cut_off(
-    start: Start, database_url: str, amqp_url: str
-) -> None:
-    producer = start(database_url, amqp_url)
-    whole = json.dumps(an_order()).encode()
+def test_an_order_sent_in_chunks_is_read_and_a_huge_one_is_cut_off(producer: Running) -> None:
+    whole = json.dumps(an_order("k-chunks")).encode()
     answer = httpx.post(f"{producer.url}/v1/orders", content=(whole[i : i + 7] for i in range(0, len(whole), 7)))
     assert answer.status_code == 202
     with socket.create_connection(("127.0.0.1", producer.port("listening")), timeout=5) as connection:
@@ -148,8 +159,7 @@ def test_a_dead_broker_is_503_with_retry_after_and_orders_flow_again_when_it_is_
     eventually(
         lambda: httpx.post(place, json=an_order("during"), timeout=10).status_code == 202, within=60, what="accepted"
     )
-    keys = {json.loads(delivery.body)["idempotency_key"] for delivery in messages_in(private_stack.amqp_url, 2)}
-    assert keys >= {"before", "during"}
+    messages_in(private_stack.amqp_url, "before", "during")
 
 
 def test_without_its_database_orders_are_taken_and_the_status_is_503(start: Start, private_stack: Stack) -> None:
