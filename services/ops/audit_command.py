@@ -1,6 +1,7 @@
 """The `audit` command. Exit status: 0 all kept, 1 something found, 2 it could not be asked."""
 
 import json
+import os
 import sys
 import textwrap
 from collections import Counter
@@ -13,6 +14,7 @@ import sqlalchemy as sa
 import typer
 from rich.console import Console
 
+from services.ops.audit_apis import api_jobs_found
 from services.ops.opened import opened
 from shared.broker.peek import waiting
 from shared.broker.topology import ORDERS_QUEUE, dead_queue
@@ -23,6 +25,7 @@ from shared.domain.errors import BrokerAway, ProviderAway, StorageAway
 from shared.domain.task import Stage
 from shared.providers.base import KnownJob
 from shared.providers.registry import LISTS
+from shared.providers.table import InvalidTables, Table, load_tables
 from shared.storage import Artifacts
 from shared.terminal import AsJson, Quiet, fail, print_json, printable, settings, table, tell
 
@@ -55,7 +58,9 @@ def audit(keys: Keys = None, as_json: AsJson = False) -> None:
             found = run_audit(engine, artifacts, lambda left: status.update(f"reading pictures, {left} left"))
             status.update("asking the backends")
             jobs, silent = jobs_found(engine)
-            found += jobs
+            listed, unlisted = api_jobs_found(engine, _tables(chosen), os.environ)
+            found += jobs + listed
+            silent += unlisted
             if wanted is not None:
                 status.update("looking for the keys")
                 found += keys_lost(engine, chosen, wanted)
@@ -109,6 +114,13 @@ def jobs_found(engine: sa.Engine) -> tuple[list[Finding], list[str]]:
                 detail = f"attempt {owner.attempt} is over ({owner.status}), and {name} still runs its job {job_id}"
                 found.append(Finding(check=Check.STRAY_JOB, subject=str(owner.task_id), detail=detail))
     return found, silent
+
+
+def _tables(chosen: Settings) -> Mapping[str, Table]:
+    try:
+        return load_tables(chosen.providers_dir)
+    except InvalidTables as error:
+        raise fail(str(error)) from error
 
 
 def keys_lost(engine: sa.Engine, chosen: Settings, keys: Sequence[str]) -> list[Finding]:

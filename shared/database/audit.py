@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from shared.database import audit_sql
 from shared.database.engine import in_transaction
-from shared.domain.task import LEGAL_MOVES
+from shared.domain.task import LEGAL_MOVES, said_in
 
 #: Pictures read again at the same time.
 _READERS: Final = 8
@@ -49,7 +49,7 @@ PROMISES: Final[Mapping[Check, str]] = {
     Check.ZOMBIE: "no finished task has owed its event, or a cancel to a server that is up, for over five minutes",
     Check.BAD_HISTORY: "every history is a chain of legal moves that ends in the status",
     Check.LEGAL_MOVES: "the database allows exactly the moves that the code knows",
-    Check.DOUBLE_JOB: "no backend that answers has a job of ours twice, or one that was made for another",
+    Check.DOUBLE_JOB: "no backend that answers or lists its jobs has one of ours twice, or one made for another",
     Check.STRAY_JOB: "nothing runs there for an attempt that is over, unless its cancel is still owed",
     Check.UNACCOUNTED: "every given key has a task, is kept as a duplicate, has a dead letter or waits in a queue",
 }
@@ -82,6 +82,18 @@ class Owner:
     backend: str
     status: str
     owes_nothing: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posted:
+    """An attempt whose POST left. said -- `workflow` and `inputs` of its order in the pool of the backend"""
+
+    task_id: uuid.UUID
+    attempt: int
+    seed: int
+    posts: int
+    provider_job_id: str | None
+    said: Mapping[str, object]
 
 
 #: Moves that `count_violations` reads at most; of a busier time it looks at the end alone.
@@ -164,6 +176,23 @@ def owners(engine: sa.Engine, job_ids: Sequence[str]) -> dict[str, Owner]:
     values = {"ids": list(job_ids), "keys": [id_ for id_ in job_ids if _is_uuid(id_)]}
     rows = in_transaction(engine, lambda c: c.execute(sa.text(audit_sql.OWNERS), values).all())
     return {row.job_id: Owner(**row._mapping) for row in rows}
+
+
+def posted(engine: sa.Engine, backend: str, since_seconds: float) -> list[Posted]:
+    """The attempts whose first POST to this backend left within so many last seconds. Raises DatabaseAway."""
+    values = {"backend": backend, "since": since_seconds}
+    rows = in_transaction(engine, lambda c: c.execute(sa.text(audit_sql.POSTED), values).all())
+    return [
+        Posted(
+            task_id=row.task_id,
+            attempt=row.attempt,
+            seed=row.seed,
+            posts=row.posts,
+            provider_job_id=row.provider_job_id,
+            said=said_in(row.body or {}, row.pool),
+        )
+        for row in rows
+    ]
 
 
 def _found(c: sa.Connection, check: Check, sql: str) -> list[Finding]:

@@ -173,3 +173,10 @@ select coalesce(a.provider_job_id, a.job_key::text) as job_id, t.id as task_id, 
 from attempts a join tasks t on t.id = a.task_id
 where a.provider_job_id = any(cast(:ids as text[])) or a.job_key = any(cast(:keys as uuid[]))
 """
+
+POSTED: Final = """
+select a.task_id, a.attempt, a.seed, a.posts, a.provider_job_id, t.body, b.pool
+from attempts a join tasks t on t.id = a.task_id join backends b on b.name = a.backend
+where a.backend = :backend and a.started_at > now() - (:since + 3600) * interval '1 second'
+    and a.posted_at > now() - :since * interval '1 second'
+"""

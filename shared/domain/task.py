@@ -202,14 +202,17 @@ class Task:
 
     @property
     def _said_here(self) -> Mapping[str, Any]:
-        """What the order says in the pool where it is now."""
-        body = self.body or {}
-        entries = (entry for entry in body.get("pools") or () if not isinstance(entry, str))
-        return next((entry for entry in entries if entry["pool"] == self.pool), body)
+        return said_in(self.body or {}, self.pool)
 
     @property
     def is_past_deadline(self) -> bool:
         return self.now >= self.deadline_at
+
+
+def said_in(body: Mapping[str, Any], pool: str) -> Mapping[str, Any]:
+    """What an order says to this pool: `workflow` and `inputs`. Pure."""
+    entries = (entry for entry in body.get("pools") or () if not isinstance(entry, str))
+    return next((entry for entry in entries if entry["pool"] == pool), body)
 
 
 def task_id_for(idempotency_key: str) -> uuid.UUID:

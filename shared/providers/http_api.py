@@ -27,6 +27,7 @@ from shared.domain.errors import (
     ProviderRejected,
 )
 from shared.domain.task import Reason
+from shared.observe.crash import CrashPoint, crash_point
 from shared.providers import templates
 from shared.providers.answers import Reading, read
 from shared.providers.base import Accepted, Failed, Gone, Job, JobState, Prepared, Running, Succeeded, Unclear
@@ -145,6 +146,7 @@ class HttpApi:
 
     def submit(self, prepared: Prepared) -> Accepted | Succeeded | Failed:
         request = prepared.body
+        crash_point(CrashPoint.POSTING)
         try:
             answer = self._calls.once(
                 request["method"],
@@ -158,6 +160,7 @@ class HttpApi:
             raise ProviderBusy(str(error), retry_after_seconds=random.uniform(*_AWAY_SECONDS)) from error
         except NoAnswer as error:
             raise self._doubt(str(error)) from error
+        crash_point(CrashPoint.POSTED)
         return self._submitted(read(self.table, "submit", answer))
 
     def _submitted(self, reading: Reading) -> Accepted | Succeeded | Failed:
@@ -190,7 +193,9 @@ class HttpApi:
     # -- after a doubt
 
     def recover(self, job: Job) -> Accepted | Gone | Unclear:
-        return recover_job(self, job)
+        found = recover_job(self, job)
+        crash_point(CrashPoint.JOB_LOOKED_UP)
+        return found
 
     # -- questions
 
@@ -210,6 +215,7 @@ class HttpApi:
                 states |= {key: state} if state is not None else {}
         if away is not None and not states:
             raise away
+        crash_point(CrashPoint.STATES_READ)
         return states
 
     def state_of(self, job: Job) -> JobState | None:
@@ -259,6 +265,7 @@ class HttpApi:
         """The pictures in order; none of these calls carries our key, and none ends at a private address."""
         for output in outputs:
             content = _decoded(output["value"]) if output["kind"] == "base64" else self._download(output["value"])
+            crash_point(CrashPoint.PICTURE_FETCHED)
             yield io.BytesIO(_as_png_or_jpeg(content))
 
     def _download(self, url: str) -> bytes:
@@ -284,6 +291,7 @@ class HttpApi:
         )  # fmt: skip
         if answer.status == 429 or answer.status >= 500 or answer.status in (401, 402, 403):
             raise ProviderAway(f"cancel: HTTP {answer.status}")
+        crash_point(CrashPoint.JOB_CANCELLED)
         return True
 
     def is_alive(self) -> bool:

@@ -37,8 +37,13 @@ class Api(Protocol):
 
 
 def seed_of(job: Job) -> int:
-    """The seed written into the request: anybody can derive it again, and every API takes 31 bits. Pure."""
-    return job.seed % 2**31
+    """The seed written into the request: anybody can derive it again. Pure."""
+    return provider_seed(job.seed)
+
+
+def provider_seed(seed: int) -> int:
+    """As an API is given it: every one takes 31 bits. Pure."""
+    return seed % 2**31
 
 
 def recover(api: Api, job: Job) -> Accepted | Gone | Unclear:
@@ -97,10 +102,7 @@ def _by_list(api: Api, job: Job, settle: float) -> Accepted | Gone | Unclear:
     assert sent.first_at is not None  # noqa: S101 - something was sent
     after = sent.first_at - timedelta(seconds=_MARGIN_SECONDS)
     before = sent.now + timedelta(seconds=_MARGIN_SECONDS)
-    values = {name: value for name, value in job.inputs.items() if isinstance(value, str)}
-    url = api.list_url(values | {"after": _written(after, listing), "before": _written(before, listing)})
-    rows, is_whole = _pages(api, listing, url)
-    ids = [(row, str(found)) for row in rows if (found := pointers.first(row, [listing.job_id])) is not None]
+    ids, is_whole = _listed(api, listing, job.inputs, after, before)
     where = f"{len(ids)} jobs of that time were listed"
     if listing.seed is None:
         named = f"; it may be one of: {', '.join(id_ for _, id_ in ids[:_NAMED])}" if ids else ""
@@ -113,6 +115,33 @@ def _by_list(api: Api, job: Job, settle: float) -> Accepted | Gone | Unclear:
     if listing.proves and is_whole:
         return Gone()
     return unclear(api, job, f"{where}, twice, none with seed {seed_of(job)}; one that waits may not be listed")
+
+
+def listed_seeds(
+    api: Api, inputs: Mapping[str, Any], after: datetime, before: datetime
+) -> tuple[list[tuple[str, Any]], bool]:
+    """The id and the seed of each job that the provider lists for this time, and whether these are all of them.
+
+    inputs -- of an order, since some lists are asked for by model
+
+    Raises ProviderAway.
+    """
+    listing = api.table.listing
+    if listing is None or listing.seed is None:
+        return [], False
+    ids, is_whole = _listed(api, listing, inputs, after, before)
+    return [(id_, pointers.first(row, [listing.seed])) for row, id_ in ids], is_whole
+
+
+def _listed(
+    api: Api, listing: Listing, inputs: Mapping[str, Any], after: datetime, before: datetime
+) -> tuple[list[tuple[Any, str]], bool]:
+    """Each row with the id of its job."""
+    values = {name: value for name, value in inputs.items() if isinstance(value, str)}
+    url = api.list_url(values | {"after": _written(after, listing), "before": _written(before, listing)})
+    rows, is_whole = _pages(api, listing, url)
+    ids = [(row, str(found)) for row in rows if (found := pointers.first(row, [listing.job_id])) is not None]
+    return ids, is_whole
 
 
 def _pages(api: Api, listing: Listing, url: str) -> tuple[list[Any], bool]:
