@@ -32,7 +32,7 @@ from shared.providers import templates
 from shared.providers.answers import Reading, read
 from shared.providers.base import Accepted, Failed, Gone, Job, JobState, Prepared, Running, Succeeded, Unclear
 from shared.providers.comfyui_http import Observe
-from shared.providers.http_calls import Calls, NoAnswer, NoConnection
+from shared.providers.http_calls import Calls, NoAnswer, NoConnection, Silence
 from shared.providers.inputs import NotThere, Pictures
 from shared.providers.picture import re_encode
 from shared.providers.recovery import recover as recover_job
@@ -45,6 +45,8 @@ _POLLERS: Final = 8
 #: How long everybody stays away from a provider that cannot be reached, seconds; spread, so that not all come back at
 #: the same moment.
 _AWAY_SECONDS: Final = (5.0, 15.0)
+#: Answers of a proxy that waited in vain for the one behind it, which may be at work all the same.
+_GIVEN_UP: Final = frozenset({504, 524})
 #: Pixels of a WebP result that is turned into PNG.
 _MAX_PIXELS: Final = 8192 * 8192
 
@@ -159,11 +161,11 @@ class HttpApi:
         except NoConnection as error:
             raise ProviderBusy(str(error), retry_after_seconds=random.uniform(*_AWAY_SECONDS)) from error
         except NoAnswer as error:
-            raise self._doubt(str(error)) from error
+            raise self._doubt(str(error), is_held=isinstance(error, Silence)) from error
         crash_point(CrashPoint.POSTED)
-        return self._submitted(read(self.table, "submit", answer))
+        return self._submitted(read(self.table, "submit", answer), is_held=answer.status in _GIVEN_UP)
 
-    def _submitted(self, reading: Reading) -> Accepted | Succeeded | Failed:
+    def _submitted(self, reading: Reading, *, is_held: bool = False) -> Accepted | Succeeded | Failed:
         match reading.error:
             case ErrorClass.RATE_LIMITED | ErrorClass.NOT_SENT:
                 wait = reading.retry_after or self.table.rate_limit_wait_s * random.uniform(0.8, 1.2)
@@ -176,7 +178,7 @@ class HttpApi:
             case ErrorClass.CONTENT_REJECTED:
                 raise ProviderRejected(reading.why, reason=Reason.CONTENT_REJECTED)
             case ErrorClass.AMBIGUOUS | ErrorClass.LOST:
-                raise self._doubt(reading.why)
+                raise self._doubt(reading.why, is_held=is_held)
             case ErrorClass.RETRYABLE:
                 return Failed(reason=Reason.NO_OUTPUTS, why=reading.why, retryable=True)
             case None:
@@ -185,10 +187,17 @@ class HttpApi:
             return Succeeded(reading.outputs, cost=reading.cost)
         return Accepted(reading.job_id or "", reading.saved, reading.cost)
 
-    def _doubt(self, why: str) -> OutcomeUnknown:
-        """Nothing of ours is on its way any more; a job that was made needs a moment to show."""
-        blind = self.table.recovery in (Recovery.NONE, Recovery.LIST_WEAK)
-        return OutcomeUnknown(why, ask_in=0.0 if blind else self.table.timeouts.settle_s)
+    def _doubt(self, why: str, *, is_held: bool) -> OutcomeUnknown:
+        """A job that was made needs a moment to show.
+
+        is_held -- somebody on the way may deliver the request yet, so where an absence has it sent again, nobody looks
+                   before the lease is over
+        """
+        recovery, listing = self.table.recovery, self.table.listing
+        if recovery in (Recovery.NONE, Recovery.LIST_WEAK):
+            return OutcomeUnknown(why, ask_in=0.0)
+        proves = recovery is Recovery.OWN_ID or (listing is not None and listing.proves)
+        return OutcomeUnknown(why, ask_in=None if is_held and proves else self.table.timeouts.settle_s)
 
     # -- after a doubt
 

@@ -104,15 +104,15 @@ class Calls:
         except NoConnection:
             result = "connect"
             raise
-        except _Silence:
+        except Silence:
             result = "timeout"
             raise
         finally:
             self._observe(operation, result, time.monotonic() - began)
 
 
-class _Silence(NoAnswer):
-    """Nobody said anything for too long."""
+class Silence(NoAnswer):
+    """Nobody said anything for too long; something between us and the provider may still deliver the request."""
 
 
 class _Broken(NoAnswer):
@@ -149,7 +149,7 @@ def _translated(method: str) -> Iterator[None]:
     except requests.exceptions.SSLError as error:
         raise NoConnection(f"{method}: no trusted connection") from error
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
-        raise _Silence(f"{method}: no answer in time") from error
+        raise Silence(f"{method}: no answer in time") from error
     except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         reason = getattr(error.args[0], "reason", None) if error.args else None
         if isinstance(reason, urllib3.exceptions.NewConnectionError):  # refused, or no such host

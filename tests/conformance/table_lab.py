@@ -50,7 +50,7 @@ class TableLab(Lab):
     """One order at a time; `api` is the table's provider, and `posts` and `stats` are what the simulator saw of it."""
 
     def __init__(self, url: str, name: str, apis: SimulatedApis) -> None:
-        super().__init__(url, lease_seconds=60)
+        super().__init__(url, lease_seconds=5)  # longer than the longest call
         # One database for many tests: a new one costs more than most of them.
         self.sql("truncate tasks cascade")
         self.sql("update backends set health = 'up', paused_until = null, probe_at = null")

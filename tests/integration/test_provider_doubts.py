@@ -1,6 +1,7 @@
 """Orders at an API provider: paid for once, parked when nobody can tell, never failed for want of money."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,6 +62,11 @@ def lab(database_url: str, server: Server) -> Iterator[ApiLab]:
 
 
 def hung_up(_: Request) -> bytes:
+    return b""
+
+
+def silence(_: Request) -> bytes:
+    time.sleep(1.5)
     return b""
 
 
@@ -144,6 +150,21 @@ def test_only_a_proven_absence_allows_a_second_post_and_the_same_attempt_goes_on
     _, row = lab.ended(task)
 
     assert (row.status, row.attempt, row.provider_job_id, lab.posts()) == (Status.PROCESSING, 1, "j2", 2)
+
+
+@pytest.mark.parametrize("held", [silence, answer(504, b"<html>"), answer(524, b"<html>")])
+def test_while_the_post_may_yet_be_delivered_an_absence_proves_nothing(lab: ApiLab, server: Server, held: Any) -> None:
+    lab.serve(plain('recovery = "list_payload"', LIST + 'seed = "/seed"\nproves = true\n', settle=0))
+    server.on("POST /jobs", held)
+    server.on("GET /jobs", answer(200, {"rows": []}))
+    task = lab.order()
+    lab.handle()
+    lab.handle()
+    assert server.calls == ["POST /jobs"], "nobody looks before the lease is over"
+
+    lab.let_lease_end(task)
+    lab.handle()
+    assert (lab.posts(), lab.attempt(task).looks) == (1, 1)
 
 
 def test_a_list_that_does_not_answer_keeps_the_row_until_it_does(lab: ApiLab, server: Server) -> None:
