@@ -146,8 +146,9 @@ _MOVED: Final[Mapping[tuple[Status, Status], CrashPoint]] = {
     (Status.SUBMITTING, Status.FAILED): CrashPoint.SUBMISSION_FAILED,
     (Status.SUBMITTING, Status.PENDING): CrashPoint.ROW_GIVEN_BACK,
     (Status.SUBMITTING, Status.PROCESSING): CrashPoint.RECORD_COMMITTED,
-    (Status.SUBMITTING, Status.COMPLETED): CrashPoint.COMPLETED_COMMITTED,
-    (Status.PROCESSING, Status.COMPLETED): CrashPoint.COMPLETED_COMMITTED,
+    **dict.fromkeys(
+        [(Status.SUBMITTING, Status.COMPLETED), (Status.PROCESSING, Status.COMPLETED)], CrashPoint.COMPLETED_COMMITTED
+    ),
     (Status.PROCESSING, Status.PENDING): CrashPoint.RETRY_COMMITTED,
     (Status.PROCESSING, Status.FAILED): CrashPoint.JOB_FAILED,
 }

@@ -4,15 +4,19 @@ import ast
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
 from shared.config import SettingsError, load_settings
 from shared.observe.crash import KILLED, CrashPoint, KillAt, arm, crash_point, read_kill_at
+from tests.drill.apis import MATRIX as APIS
 
 ROOT = Path(__file__).resolve().parents[2]
 LIST = ROOT / "shared" / "observe" / "crash.py"
+#: The adapter of image APIs, whose edge has points of ComfyUI's: tests/drill/apis.py dies at these.
+API = ROOT / "shared" / "providers" / "http_api.py"
 SERVERS = {"DARKROOM_DATABASE_URL": "postgresql://localhost/d", "DARKROOM_AMQP_URL": "amqp://localhost"}
 
 
@@ -25,18 +29,25 @@ def calls(tree: ast.Module) -> list[ast.Call]:
     return [call for call in found if isinstance(call.func, ast.Name) and call.func.id == "crash_point"]
 
 
-def test_each_name_of_the_list_stands_at_exactly_one_place_of_the_code() -> None:
-    places = Counter(
+def places(trees: Iterable[ast.Module]) -> Counter[str]:
+    return Counter(
         node.attr
-        for _, tree in sources("shared")
+        for tree in trees
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "CrashPoint"
     )
-    assert places == Counter(point.name for point in CrashPoint)
+
+
+def test_each_name_of_the_list_stands_at_exactly_one_place_of_the_code_and_of_the_other_adapter() -> None:
+    found = places(tree for path, tree in sources("shared") if path != API)
+    assert found == Counter(point.name for point in CrashPoint)
+    other = places(tree for path, tree in sources("shared") if path == API)
+    assert set(other.values()) == {1}
+    assert set(other) <= {drill.point.name for drill in APIS}
 
 
 def test_each_call_has_a_name_of_the_list_or_a_table_of_them_that_no_other_call_has() -> None:
-    asked = [ast.unparse(call.args[0]) for _, tree in sources("shared") for call in calls(tree)]
+    asked = [ast.unparse(call.args[0]) for path, tree in sources("shared") if path != API for call in calls(tree)]
     assert asked
     assert len(set(asked)) == len(asked)
     tables = {
