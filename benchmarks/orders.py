@@ -17,7 +17,7 @@ from shared.observe import metrics
 #: Side of the pictures: small, since it is the way of the order that is measured.
 PIXELS: Final = 16
 _PER_BATCH: Final = 100
-_ASK_SECONDS: Final = 0.25
+_ASK_SECONDS: Final = 0.5
 
 
 class NotFinished(Exception):

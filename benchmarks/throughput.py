@@ -18,7 +18,8 @@ from shared.domain.messages import Message
 
 #: Orders before the measured ones: imports, connections, prepared plans.
 _WARM_UP: Final = 200
-_CAPACITY: Final = 1000
+#: More than the workers keep filled, and no more: with thousands ended and unnoticed, what is measured is their checks.
+_CAPACITY: Final = 100
 _WITHIN_SECONDS: Final = 120.0
 _SIMULATORS: Final = 2
 

@@ -116,6 +116,7 @@ sa.Index(
     tasks.c.created_at,
     postgresql_where=sa.text("status in ('pending', 'submitting')"),
 )
+sa.Index("tasks_leases", tasks.c.pool, tasks.c.free_at, postgresql_where=sa.text("status = 'submitting'"))
 sa.Index("tasks_result_until", tasks.c.result_until, postgresql_where=sa.text("result_until is not null"))
 sa.Index(
     "tasks_fallback",

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from shared.database.actions import note_action
 from shared.database.engine import in_transaction
 from shared.database.limits import STARTED, halve, widened
-from shared.database.rows import TASK, task_of
+from shared.database.rows import PRIORITIES, TASK, task_of
 from shared.database.tasks import Counter
 from shared.domain.rate import Rate
 from shared.domain.task import Status, Task, job_key_for, seed_for
@@ -97,13 +97,21 @@ order by t.free_at limit :limit for update of t skip locked
 #: shunned -- the only backend with a free slot while others are there: rows that avoid it must not stand in the way
 _PENDING: Final = f"""
 select {TASK} from tasks t
-where t.pool = :pool and t.status = 'pending' and t.free_at <= now() and t.deadline_at > now()
-    and t.id <> all(cast(:skip as uuid[]))
+where t.pool = :pool and t.status = 'pending' and t.free_at <= now()
+    and t.deadline_at > now() and t.id <> all(cast(:skip as uuid[])) and {{priority}}
     and (cast(:shunned as text) is null or t.avoid_backend is distinct from :shunned)
-order by {{order}} limit :limit for update skip locked
+order by t.priority desc, t.created_at limit :limit for update skip locked
 """
-_BY_PRIORITY: Final = sa.text(_PENDING.format(order="t.priority desc, t.created_at"))
-_BY_AGE: Final = sa.text(_PENDING.format(order="t.created_at"))
+_BY_PRIORITY: Final = sa.text(_PENDING.format(priority="true"))
+#: The oldest of each priority, each along tasks_free, and of those the oldest: no row is read that waits behind them.
+_BY_AGE: Final = sa.text(
+    "select p.* from ("
+    + " union all ".join(
+        f"select * from ({_PENDING.format(priority=f't.priority = {level}')}) p{level}"
+        for level in range(len(PRIORITIES))
+    )
+    + ") p order by p.created_at limit :limit"
+)
 
 _TAKE: Final = sa.text(f"""
 update tasks t set status = 'submitting', version = t.version + 1, changed_at = now(), actor = :actor,

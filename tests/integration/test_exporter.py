@@ -124,10 +124,10 @@ def test_the_longer_the_promises_take_the_less_often_they_are_asked_for(lab):
         now += 20
 
     exporter._invariants = slow_question
-    for later in (0, 30, 199, 200, 399, 400):
+    for later in (0, 30, 799, 800, 1599, 1600):
         now = max(now, later)
         exporter.turn()
-    assert asked == [0, 200, 400]
+    assert asked == [0, 800, 1600]
 
 
 def test_it_turns_until_it_is_told_to_stop(lab, exporter):
