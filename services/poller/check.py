@@ -142,6 +142,8 @@ class Check:
             self._walk(rows, message.via, found)
             return
         for row in rows:
+            if not self._in_hand.is_free(row):
+                continue  # whoever has it in hand will say whether one survives it
             if not row.status.is_final and (bug := killer(self._tasks.begin_alone(row))):
                 self._bury(row, bug, found)
             else:
@@ -156,9 +158,8 @@ class Check:
             else:
                 self._guarded(row, found, partial(self._look, row, found))
         for backend, processing in running.items():
-            with self._in_hand.taken(processing) as ours:
-                if ours:
-                    self._ask(backend, ours, via, found)
+            if free := [row for row in processing if self._in_hand.is_free(row)]:
+                self._ask(backend, free, via, found)
 
     def _walk_again(self, moved_on: Mapping[uuid.UUID, int], via: Literal["poll", "push"], found: _Found) -> None:
         """Once more from where each row is now. Who ended one publishes its end, and its due_at sees to that."""
@@ -182,8 +183,7 @@ class Check:
 
         try:
             states = provider.ended(ours)
-            with self._in_hand.taken([rows[key] for key in states]) as free:
-                self._decide_each([(row, provider, states[Job.of(row).job_key]) for row in free], "push", found)
+            self._decide_each([(rows[key], provider, state) for key, state in states.items()], "push", found)
         except ProviderAway as error:
             log.warning("backend did not answer", extra={"backend": backend, "why": str(error)})
         finally:
@@ -246,14 +246,19 @@ class Check:
         via: Literal["poll", "push"],
         found: "_Found",
     ) -> None:
-        """Pictures come side by side; all that have come meanwhile are settled and moved together."""
+        """Pictures come side by side; all that have come meanwhile are settled and moved together.
+
+        Each row is in hand for as long as it takes itself, and no longer: while one picture trickles, the others of its
+        message may end and come due.
+        """
         todo = iter(looked)  # taking the next one is a single step, for any number of threads
         come: queue.SimpleQueue[_Kept | None] = queue.SimpleQueue()
 
         def work() -> None:
             try:
-                for one in todo:
-                    self._guarded(one[0], found, partial(self._decide, *one, found, come.put))
+                for row, provider, state in todo:
+                    if self._in_hand.take(row):
+                        self._decide_in_hand(row, provider, state, found, come.put)
             finally:
                 come.put(None)
 
@@ -263,14 +268,36 @@ class Check:
         while at_work:
             batch = _what_is_there(come)
             at_work -= batch.count(None)
+            kept = [one for one in batch if one is not None]
             try:
-                self._complete_all([kept for kept in batch if kept is not None and outage is None], via, found)
+                self._complete_all(kept if outage is None else [], via, found)
             except Outage as error:
                 outage = error  # raised once nobody works for this message any more
+            finally:
+                for one in kept:
+                    self._in_hand.give_back(one.row)
         for worker in workers:
             worker.result()
         if outage is not None:
             raise outage
+
+    def _decide_in_hand(
+        self,
+        row: Task,
+        provider: Provider | None,
+        state: JobState | None,
+        found: _Found,
+        keep: Callable[["_Kept"], None],
+    ) -> None:
+        """What is kept stays in hand until it is completed."""
+        kept: list[_Kept] = []
+        try:
+            self._guarded(row, found, partial(self._decide, row, provider, state, found, kept.append))
+        finally:
+            if not kept:
+                self._in_hand.give_back(row)
+        for one in kept:
+            keep(one)
 
     def _states(self, provider: Provider | None, rows: Sequence[Task]) -> Mapping[uuid.UUID, JobState]:
         """What is known of each job now; nothing when the provider does not answer."""
@@ -386,6 +413,7 @@ class Check:
                 self._completed(one, completed, via, found)
 
     def _completed(self, one: "_Kept", completed: Task, via: Literal["poll", "push"], found: _Found) -> None:
+        self._in_hand.has_moved(completed)
         if one.state.finished_at is not None:
             self._metrics.observe(
                 "completion_detection_seconds",
@@ -467,6 +495,8 @@ class Check:
         moved = self._tasks.move([change]).get(change.task.id)
         if moved is None:
             found.moved_on[change.task.id] = change.task.attempt
+        else:
+            self._in_hand.has_moved(moved)
         return moved
 
     def _guarded(self, row: Task, found: _Found, work: Callable[[], None]) -> None:

@@ -1,6 +1,7 @@
 """The rows of one message: what has come by now goes to the disk and into the table together, and fails alone."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from threading import Event
 
 import pytest
@@ -9,7 +10,7 @@ from shared.database.moves import Change
 from shared.domain.errors import DatabaseAway, ProviderAway, StorageAway
 from shared.domain.task import Reason, Status, Task
 from shared.providers.base import Job, Succeeded
-from tests.factories import at_once
+from tests.factories import a_check, at_once
 from tests.integration.check_lab import Lab, names
 from tests.waiting import eventually
 
@@ -111,6 +112,41 @@ def test_of_two_threads_that_mean_the_same_row_one_looks_at_it(lab: Lab) -> None
 
     assert names(lab.look(task)) == ["order.completed"]
     assert lab.provider.count("check") == 1
+
+
+def test_a_row_of_the_same_message_that_ends_while_a_picture_is_slow_to_come_is_completed_at_once(lab: Lab) -> None:
+    slow, running = lab.running(DONE), lab.running()
+    found: list[str] = []
+
+    def meanwhile() -> None:
+        lab.provider.finish(running, DONE)
+        found.extend(names(lab.look(running)))
+
+    lab.provider.meanwhile["fetch"] = meanwhile
+
+    assert names(lab.look(slow, running)) == ["order.completed"]
+    assert found == ["order.completed"]
+
+
+def test_a_row_that_moved_since_it_was_read_is_not_fetched_again(lab: Lab) -> None:
+    task = lab.running(DONE)
+    found: list[str] = []
+    lab.provider.meanwhile["check"] = lambda: found.extend(names(lab.look(task)))
+
+    assert names(lab.look(task)) == []
+    assert found == ["order.completed"]
+    assert lab.provider.count("fetch") == 1
+
+
+def test_a_row_in_the_hands_of_another_thread_is_not_counted_as_survived(lab: Lab) -> None:
+    """Of a row that kills whoever looks at it, nobody who left it alone may say that it does no harm."""
+    task = lab.running(DONE)
+    lab.tasks.begin_alone(task)
+    lab.provider.meanwhile["fetch"] = lambda: lab.check.handle([replace(a_check(task), redelivered=True)])
+
+    lab.look(task)
+
+    assert lab.sql("select deaths from attempts where task_id = :id", id=task.id) == [(1,)]
 
 
 def test_a_row_is_free_again_after_a_look_that_ended_badly(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
