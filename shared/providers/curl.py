@@ -130,16 +130,15 @@ class Curl:
                 raise answer.error from None
             raise _meaning(handle, error) from error
         else:
+            handle.reset()  # its connections stay; what `take` holds on to, a body of some megabytes, does not
             self._idle.append(handle)
             return head
 
     def _handle(self) -> "pycurl.Curl":
         try:
-            handle = self._idle.pop()
+            return self._idle.pop()
         except IndexError:
             return pycurl.Curl()
-        handle.reset()
-        return handle
 
 
 @dataclass(slots=True)

@@ -1,8 +1,10 @@
 """libcurl against sockets that misbehave: what was sent, and which of our words an ending gets."""
 
+import gc
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -128,6 +130,22 @@ def test_a_kept_connection_is_used_again_and_one_for_once_is_not() -> None:
         for _ in range(2):
             curl.call("POST", url, LIMITS, nothing, body=b"{}", once=True)
         assert len(ports) == 3
+
+
+def test_a_kept_connection_keeps_nothing_of_the_last_answer(server: Server) -> None:
+    server.on("GET /x", answer(200, {}))
+
+    class Taker:
+        def __call__(self, _: Head, piece: bytes) -> None:
+            del piece
+
+    take, curl = Taker(), Curl(4)
+    gone = weakref.ref(take)
+    curl.call("GET", f"{server.url}/x", LIMITS, take)
+    del take
+    gc.collect()
+
+    assert gone() is None
 
 
 def test_a_large_body_is_sent_without_asking_first(server: Server) -> None:
