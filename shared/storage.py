@@ -98,7 +98,10 @@ class Artifacts:
         """
         if self._folder is not None:
             with self._noted(), self._away("settle", f"{len(written)} pictures"):
-                self._make_durable(self._folder, [artifact.key for artifact in written])
+                try:
+                    self._make_durable(self._folder, [artifact.key for artifact in written])
+                except FileNotFoundError as error:  # somebody tidied up
+                    raise StorageAway(f"settle: {_first_line(error)}") from error
         crash_point(CrashPoint.PICTURE_STORED)
 
     def works(self) -> tuple[bool, str]:

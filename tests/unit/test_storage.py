@@ -114,6 +114,15 @@ def test_a_disk_that_takes_no_more_is_an_outage_and_leaves_no_half_picture(tmp_p
     assert artifacts.exists(artifacts.put(TASK, 1, 0, file).key)
 
 
+def test_a_picture_that_was_deleted_before_it_is_settled_must_be_written_again(tmp_path):
+    artifacts = Artifacts(str(tmp_path))
+    written = artifacts.write(TASK, 1, 0, picture())
+    (tmp_path / written.key).unlink()
+
+    with pytest.raises(StorageAway):
+        artifacts.settle([written])
+
+
 def test_what_a_killed_process_left_half_written_is_swept_by_the_next_write(tmp_path):
     artifacts = Artifacts(str(tmp_path))
     folder = tmp_path / str(TASK) / "1"
