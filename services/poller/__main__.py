@@ -23,8 +23,8 @@ from shared.storage import Artifacts
 log = logging.getLogger(__name__)
 
 _CHECK_THREADS = 4
-#: Jobs looked at together, over all check messages in hand: their pictures are fetched side by side and their moves
-#: share a transaction.
+#: Jobs of one pool looked at together, over all check messages in hand: their pictures are fetched side by side and
+#: their moves share a transaction. Each pool has its own, so that one whose pictures trickle keeps no other waiting.
 _ROW_THREADS = 16
 #: How often a store that failed is asked whether it works again.
 _STORE_SECONDS: Final = 5.0
@@ -43,17 +43,20 @@ def main() -> None:
     providers = service.providers(service.workflows())
     rows = service.slots.backends()
     artifacts = Artifacts(settings.artifacts_url)
-    check = Check(
-        service.tasks,
-        service.slots,
-        providers,
-        artifacts,
-        retry=settings.retry,
-        max_run_seconds={row.name: row.max_run_seconds for row in rows},
-        frozen_after_seconds=settings.frozen_after_seconds,
-        metrics=service.metrics,
-        threads=ContextPool(_ROW_THREADS, thread_name_prefix="check-row"),
-    )
+    checks = {
+        pool: Check(
+            service.tasks,
+            service.slots,
+            providers,
+            artifacts,
+            retry=settings.retry,
+            max_run_seconds={row.name: row.max_run_seconds for row in rows},
+            frozen_after_seconds=settings.frozen_after_seconds,
+            metrics=service.metrics,
+            threads=ContextPool(_ROW_THREADS, thread_name_prefix=f"check-{pool}"),
+        )
+        for pool in service.pools
+    }
     broker = Broker(
         settings.amqp_urls,
         service.topology,
@@ -62,7 +65,7 @@ def main() -> None:
         subscriptions=[
             Subscription(
                 queue=check_queue(pool),
-                handler=check.handle,
+                handler=checks[pool].handle,
                 prefetch=2 * threads,
                 threads=threads,
             )
