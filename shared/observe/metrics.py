@@ -58,7 +58,7 @@ class Metrics:
         #: The same by how they are asked for, so that asking again costs one look.
         self._asked: dict[tuple[str, Kind, tuple[tuple[str, str], ...]], Instrument] = {}
         self._complained: set[str] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # around every change of the dictionaries; looking needs none
         for metric in CATALOGUE:
             if service == EVERYTHING or service in metric.services:
                 self._add(metric)
@@ -119,12 +119,16 @@ class Metrics:
         asked = (name, kind, tuple(labels.items()))
         child = self._asked.get(asked)
         if child is None:
-            child = self._find(name, kind, labels)
-            if child is not None and len(self._asked) < _MOST_ASKED:
-                self._asked[asked] = child
+            with (
+                self._lock
+            ):  # a series forgotten between finding and remembering it would be counted in for ever, unseen
+                child = self._find(name, kind, labels)
+                if child is not None and len(self._asked) < _MOST_ASKED:
+                    self._asked[asked] = child
         return child
 
     def _find(self, name: str, kind: Kind, labels: Mapping[str, str]) -> Instrument | None:
+        """With the lock in hand."""
         metric = self._metrics.get(name)
         if metric is None or metric.kind is not kind:
             return self._complaint(f"{self.service} has no {kind} {name}")
@@ -136,9 +140,8 @@ class Metrics:
             return child
         if values not in self._allowed[name] and not any(isinstance(k, Anything) for k in metric.labels.values()):
             return self._complaint(f"{name} has no series {dict(zip(metric.labels, values, strict=True))}")
-        with self._lock:
-            instrument = self._instruments[name]
-            child = self._children[name, values] = instrument.labels(*values) if values else instrument
+        instrument = self._instruments[name]
+        child = self._children[name, values] = instrument.labels(*values) if values else instrument
         return child
 
     def _closed(self, value: str, known: Values) -> str:

@@ -2,7 +2,9 @@
 
 import itertools
 import logging
+import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 from prometheus_client import generate_latest
@@ -19,6 +21,14 @@ QUEUES = ("orders", "submit.comfyui", "check.comfyui")
 
 def metrics(service: str = EVERYTHING, *, strict: bool = True) -> Metrics:
     return build(service, pools=POOLS, backends=BACKENDS, queues=QUEUES, strict=strict)
+
+
+@pytest.fixture
+def switching_often() -> Iterator[None]:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 def page(of: Metrics) -> str:
@@ -194,3 +204,20 @@ def test_the_table_names_every_metric():
     assert [line.split("`")[1] for line in catalogue_table().splitlines()[2:]] == [
         "darkroom_" + metric.name for metric in CATALOGUE
     ]
+
+
+def test_gauges_may_be_forgotten_while_other_threads_count(switching_often: None) -> None:
+    counted, ended = metrics(strict=False), threading.Event()
+
+    def count() -> None:
+        for number in range(3000):  # each a name that nobody configured, so all are asked for in a new way
+            counted.count("unknown_states_total", backend=f"other-{number}")
+        ended.set()
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    while not ended.is_set():
+        counted.forget("backend_up")
+    counting.join()
+
+    assert counted.value("unknown_states_total", backend="other") == 3000
