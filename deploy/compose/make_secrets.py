@@ -15,13 +15,14 @@ _FOLDERS = ("broker", "database", "grafana", "http")
 
 
 def make(folder: Path) -> list[str]:
-    """The names of the volumes that were empty and have their files now."""
+    """The names of the volumes that were empty, or had not all their files, and have them now."""
     made = []
     for name in _FOLDERS:
-        if any((folder / name).iterdir()):
+        files = _files(name, secrets.token_hex(24))
+        if all((folder / name / file).exists() for file in files):
             continue
-        # Last, by renaming: a run that is killed before leaves nothing that looks complete.
-        for file, text in _files(name, secrets.token_hex(24)).items():
+        # No server has started before all are there, so what a run left that was killed in between is made anew.
+        for file, text in files.items():
             draft = folder / name / f".{file}"
             draft.write_text(text)
             draft.chmod(0o444)
