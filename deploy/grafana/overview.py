@@ -267,6 +267,23 @@ _PLUMBING: Final = [
         ],
         alarm=1,
     ),
+]
+
+_HOUSE: Final = [
+    Panel(
+        title="Database connections",
+        says="Client connections of PostgreSQL, ours and others', and how many it takes. Above 80 % the next may fail.",
+        unit="short",
+        queries=[("max by (kind) (darkroom_database_connections)", "{{kind}}")],
+        colours={"open": "blue", "limit": "red"},
+    ),
+    Panel(
+        title="Poll lag p95",
+        says="From the moment a row came due to the scheduler's taking it. Above 10 s: too few pollers.",
+        unit="s",
+        queries=[(_quantile(0.95, "darkroom_poll_lag_seconds", "pool"), "{{pool}}")],
+        alarm=10,
+    ),
     Panel(
         title="Age of loops and numbers",
         says="Seconds since each loop turned and since the database answered the exporter.",
@@ -297,6 +314,7 @@ def overview() -> Json:
                 ("Backends", 8, _BACKENDS),
                 ("Failures", 8, _FAILURES),
                 ("Plumbing", 8, _PLUMBING),
+                ("House", 8, _HOUSE),
             ]
         ),
     )
