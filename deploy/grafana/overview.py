@@ -6,25 +6,10 @@ Counters come from the workers and are summed; gauges of rows come from every re
 from typing import Final
 
 from deploy.grafana.panels import Json, Panel, dashboard, rows
+from deploy.grafana.queries import CHOSEN, OUTCOMES, RECENT, none, quantile
 
-#: The chosen services; gauges of rows and of the broker belong to none of them.
-_J: Final = 'job=~"$job",instance=~"$instance"'
-_R: Final = "[$__rate_interval]"
-
-_OUTCOMES: Final = {"completed": "green", "failed": "red", "cancelled": "text", "accepted": "blue"}
 _STATUSES: Final = {"pending": "yellow", "submitting": "orange", "processing": "blue"}
 _PERCENTS: Final = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-
-
-def _quantile(quantile: float, metric: str, by: str = "", matchers: str = "") -> str:
-    labels = f"le, {by}" if by else "le"
-    return f"histogram_quantile({quantile}, sum by ({labels}) (rate({metric}_bucket{{{_J}{matchers}}}{_R})))"
-
-
-def _none(label: str) -> str:
-    """A line at 0 called none: a panel that shows only what happened must not look broken when nothing did."""
-    return f'label_replace(vector(0), "{label}", "none", "", "")'
-
 
 _PROMISE: Final = [
     Panel(
@@ -37,13 +22,14 @@ _PROMISE: Final = [
     ),
     Panel(
         title="Failed, last hour",
+        leads_to="darkroom-slo",
         says="Share of the orders that ended as failed, among those that completed or failed.",
         unit="percentunit",
         kind="stat",
         queries=[
             (
-                f'sum(increase(darkroom_orders_finished_total{{{_J},outcome="failed"}}[1h]))'
-                f' / (sum(increase(darkroom_orders_finished_total{{{_J},outcome=~"completed|failed"}}[1h])) > 0)'
+                f'sum(increase(darkroom_orders_finished_total{{{CHOSEN},outcome="failed"}}[1h]))'
+                f' / (sum(increase(darkroom_orders_finished_total{{{CHOSEN},outcome=~"completed|failed"}}[1h])) > 0)'
                 " or vector(0)",
                 "failed",
             )
@@ -56,7 +42,7 @@ _PROMISE: Final = [
         says="19 of 20 orders that completed lately took no longer, from the claim to the picture.",
         unit="s",
         kind="stat",
-        queries=[(_quantile(0.95, "darkroom_order_duration_seconds", matchers=',outcome="completed"'), "p95")],
+        queries=[(quantile(0.95, "darkroom_order_duration_seconds", matchers=',outcome="completed"'), "p95")],
         warn=180,
         alarm=300,
     ),
@@ -77,7 +63,7 @@ _PROMISE: Final = [
         queries=[
             (
                 'max(sum by (pool) (max by (pool, status) (darkroom_tasks{status="pending"}))'
-                f" / (sum by (pool) (rate(darkroom_orders_finished_total{{{_J}}}[10m])) > 0))",
+                f" / (sum by (pool) (rate(darkroom_orders_finished_total{{{CHOSEN}}}[10m])) > 0))",
                 "slowest pool",
             )
         ],
@@ -92,6 +78,7 @@ _PROMISE: Final = [
         queries=[("sum(max by (stage, reason) (darkroom_dead_letters_open))", "open")],
         warn=1,
         alarm=10,
+        leads_to="darkroom-deadletters",
     ),
 ]
 
@@ -101,10 +88,10 @@ _FLOW: Final = [
         says="Accepted and finished orders per second. The gap between both lines is what piles up.",
         unit="ops",
         queries=[
-            (f'sum(rate(darkroom_claims_total{{{_J},result="won"}}{_R}))', "accepted"),
-            (f"sum by (outcome) (rate(darkroom_orders_finished_total{{{_J}}}{_R}))", "{{outcome}}"),
+            (f'sum(rate(darkroom_claims_total{{{CHOSEN},result="won"}}{RECENT}))', "accepted"),
+            (f"sum by (outcome) (rate(darkroom_orders_finished_total{{{CHOSEN}}}{RECENT}))", "{{outcome}}"),
         ],
-        colours=_OUTCOMES,
+        colours=OUTCOMES,
     ),
     Panel(
         title="Unfinished orders",
@@ -118,7 +105,7 @@ _FLOW: Final = [
         title="Duplicates stopped",
         says="Second pictures that did not happen, by the guard that stopped them.",
         unit="ops",
-        queries=[(f"sum by (point) (rate(darkroom_duplicates_suppressed_total{{{_J}}}{_R}))", "{{point}}")],
+        queries=[(f"sum by (point) (rate(darkroom_duplicates_suppressed_total{{{CHOSEN}}}{RECENT}))", "{{point}}")],
     ),
 ]
 
@@ -129,7 +116,7 @@ _TIME: Final = [
         unit="s",
         queries=[
             (
-                _quantile(q, "darkroom_order_duration_seconds", "pool", ',outcome="completed"'),
+                quantile(q, "darkroom_order_duration_seconds", "pool", ',outcome="completed"'),
                 f"{name} {{{{pool}}}}",
             )
             for name, q in _PERCENTS
@@ -142,7 +129,7 @@ _TIME: Final = [
         unit="s",
         queries=[
             (
-                _quantile(0.95, "darkroom_backend_request_seconds", "backend, operation"),
+                quantile(0.95, "darkroom_backend_request_seconds", "backend, operation"),
                 "{{backend}} {{operation}}",
             )
         ],
@@ -151,7 +138,7 @@ _TIME: Final = [
         title="Detection p95",
         says="From the moment a picture was ready to our commit. Above 10 s: too few pollers, or a lost websocket.",
         unit="s",
-        queries=[(_quantile(0.95, "darkroom_completion_detection_seconds", "backend"), "{{backend}}")],
+        queries=[(quantile(0.95, "darkroom_completion_detection_seconds", "backend"), "{{backend}}")],
         alarm=10,
     ),
 ]
@@ -168,6 +155,8 @@ _BACKENDS: Final = [
         warn=0.8,
         alarm=1.001,
         maximum=1,
+        leads_to="darkroom-backend",
+        for_label="backend",
     ),
     Panel(
         title="In flight / capacity over time",
@@ -178,6 +167,8 @@ _BACKENDS: Final = [
     ),
     Panel(
         title="Up",
+        leads_to="darkroom-backend",
+        for_label="backend",
         says="What the last look at each backend found. `darkroom backend list` says why one is down.",
         unit="none",
         kind="stat",
@@ -191,8 +182,8 @@ _BACKENDS: Final = [
         unit="ops",
         queries=[
             (
-                f'sum by (backend, result) (rate(darkroom_backend_requests_total{{{_J},result!="ok"}}{_R})) > 0'
-                f" or {_none('result')}",
+                f'sum by (backend, result) (rate(darkroom_backend_requests_total{{{CHOSEN},result!="ok"}}{RECENT})) > 0'
+                f" or {none('result')}",
                 "{{backend}} {{result}}",
             )
         ],
@@ -206,7 +197,7 @@ _FAILURES: Final = [
         unit="short",
         queries=[
             (
-                f"sum by (reason) (increase(darkroom_dead_letters_total{{{_J}}}[10m])) > 0 or {_none('reason')}",
+                f"sum by (reason) (increase(darkroom_dead_letters_total{{{CHOSEN}}}[10m])) > 0 or {none('reason')}",
                 "{{reason}}",
             )
         ],
@@ -217,7 +208,7 @@ _FAILURES: Final = [
         says="stale: two workers met at one row and one gave way, which is fine. forbidden: a bug.",
         unit="ops",
         queries=[
-            (f'sum by (result) (rate(darkroom_transitions_total{{{_J},result!="applied"}}{_R}))', "{{result}}"),
+            (f'sum by (result) (rate(darkroom_transitions_total{{{CHOSEN},result!="applied"}}{RECENT}))', "{{result}}"),
         ],
         colours={"forbidden": "red", "stale": "yellow"},
     ),
@@ -232,8 +223,8 @@ _FAILURES: Final = [
         says="Messages that came back because a worker ended with them in hand; attempts that may have run twice.",
         unit="ops",
         queries=[
-            (f"sum(rate(darkroom_message_redeliveries_total{{{_J}}}{_R}))", "redelivered"),
-            (f"sum(rate(darkroom_possible_double_total{{{_J}}}{_R}))", "possible double"),
+            (f"sum(rate(darkroom_message_redeliveries_total{{{CHOSEN}}}{RECENT}))", "redelivered"),
+            (f"sum(rate(darkroom_possible_double_total{{{CHOSEN}}}{RECENT}))", "possible double"),
         ],
         colours={"possible double": "red"},
     ),
@@ -260,8 +251,8 @@ _PLUMBING: Final = [
         unit="short",
         kind="stat",
         queries=[
-            (f"sum(1 - darkroom_amqp_connected{{{_J}}})", "not connected"),
-            (f"sum(darkroom_amqp_blocked{{{_J}}})", "blocked"),
+            (f"sum(1 - darkroom_amqp_connected{{{CHOSEN}}})", "not connected"),
+            (f"sum(darkroom_amqp_blocked{{{CHOSEN}}})", "blocked"),
             ("max(rabbitmq_alarms_memory_used_watermark)", "memory alarm"),
             ("max(rabbitmq_alarms_free_disk_space_watermark)", "disk alarm"),
         ],
@@ -286,10 +277,14 @@ _HOUSE: Final = [
     ),
     Panel(
         title="Age of loops and numbers",
+        leads_to="darkroom-workers",
         says="Seconds since each loop turned and since the database answered the exporter.",
         unit="s",
         queries=[
-            (f"max by (job, loop) (time() - darkroom_loop_last_success_timestamp_seconds{{{_J}}})", "{{job}} {{loop}}"),
+            (
+                f"max by (job, loop) (time() - darkroom_loop_last_success_timestamp_seconds{{{CHOSEN}}})",
+                "{{job}} {{loop}}",
+            ),
             (
                 "min by (question) (time() - darkroom_state_last_success_timestamp_seconds)",
                 "{{question}}",

@@ -18,16 +18,18 @@ RED: Final = "red"
 class Panel:
     """One panel.
 
+    kind -- timeseries, stat, bargauge, table (one query, its labels are the columns) or text (no query, says is shown)
     queries -- (PromQL, legend); a legend takes {{label}}
     warn, alarm -- from these values on orange and red; a panel whose low values are bad has alarm_below instead
     colours -- of series whose legend is this text
     mapped -- a value, as text: what is shown for it, and in which colour
+    leads_to -- uid of the dashboard that says more; for_label -- the variable there that takes this series' label
     """
 
     title: str
     says: str
-    unit: str
-    queries: Sequence[tuple[str, str]]
+    unit: str = "none"
+    queries: Sequence[tuple[str, str]] = ()
     kind: str = "timeseries"
     warn: float | None = None
     alarm: float | None = None
@@ -36,8 +38,18 @@ class Panel:
     maximum: float | None = None
     colours: dict[str, str] = field(default_factory=dict)
     mapped: dict[str, tuple[str, str]] = field(default_factory=dict)
+    leads_to: str | None = None
+    for_label: str | None = None
 
     def as_json(self, number: int, place: Json) -> Json:
+        if self.kind == "text":
+            return {
+                "id": number,
+                "type": "text",
+                "title": self.title,
+                "gridPos": place,
+                "options": {"mode": "markdown", "content": self.says},
+            }
         panel: Json = {
             "id": number,
             "type": self.kind,
@@ -53,12 +65,15 @@ class Panel:
                     "legendFormat": legend,
                     "instant": self.kind != "timeseries",
                     "range": self.kind == "timeseries",
+                    "format": "table" if self.kind == "table" else "time_series",
                 }
                 for index, (query, legend) in enumerate(self.queries)
             ],
             "fieldConfig": {"defaults": self._defaults(), "overrides": self._overrides()},
             "options": _OPTIONS[self.kind],
         }
+        if self.kind == "table":
+            panel["transformations"] = [{"id": "organize", "options": {"excludeByName": {"Time": True}}}]
         return panel
 
     def _defaults(self) -> Json:
@@ -68,6 +83,10 @@ class Panel:
         if self.mapped:
             options = {value: {"text": text, "color": colour} for value, (text, colour) in self.mapped.items()}
             defaults["mappings"] = [{"type": "value", "options": options}]
+        if self.leads_to:
+            chosen = f"var-{self.for_label}=${{__field.labels.{self.for_label}}}&" if self.for_label else ""
+            url = f"/d/{self.leads_to}?{chosen}${{__url_time_range}}"
+            defaults["links"] = [{"title": "Say more", "url": url}]
         if self.kind == "timeseries":
             has_line = self.warn is not None or self.alarm is not None
             defaults["min"] = 0
@@ -119,6 +138,7 @@ _OPTIONS: Final[dict[str, Json]] = {
         "orientation": "horizontal",
         "showUnfilled": True,
     },
+    "table": {"showHeader": True, "cellHeight": "sm"},
 }
 
 
@@ -145,8 +165,8 @@ def rows(content: Iterable[tuple[str, int, Sequence[Panel]]]) -> list[Json]:
     return made
 
 
-def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Json:
-    """A dashboard that nobody edits in the browser: the file is the truth."""
+def dashboard(uid: str, title: str, description: str, panels: list[Json], choices: Sequence[Json] = ()) -> Json:
+    """A dashboard that nobody edits in the browser: the file is the truth. choices -- beside service and instance"""
     return {
         "uid": uid,
         "title": title,
@@ -163,8 +183,9 @@ def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Jso
         "templating": {
             "list": [
                 {"name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus"},
-                _choice("job", "Service", "label_values(darkroom_build_info, job)"),
-                _choice("instance", "Instance", 'label_values(darkroom_build_info{job=~"$job"}, instance)'),
+                choice("job", "Service", "label_values(darkroom_build_info, job)"),
+                choice("instance", "Instance", 'label_values(darkroom_build_info{job=~"$job"}, instance)'),
+                *choices,
             ]
         },
         "annotations": {
@@ -178,14 +199,25 @@ def dashboard(uid: str, title: str, description: str, panels: list[Json]) -> Jso
                     "titleFormat": "{{job}} started",
                     "textFormat": "{{instance}}",
                     "step": "15s",
-                }
+                },
+                {
+                    "name": "Alerts",
+                    "datasource": DATASOURCE,
+                    "enable": True,
+                    "iconColor": "red",
+                    "expr": 'ALERTS{alertstate="firing",severity=~"page|ticket"}',
+                    "titleFormat": "{{alertname}}",
+                    "textFormat": "{{pool}} {{backend}} {{queue}}",
+                    "step": "30s",
+                },
             ]
         },
         "panels": panels,
     }
 
 
-def _choice(name: str, label: str, query: str) -> Json:
+def choice(name: str, label: str, query: str) -> Json:
+    """A variable that the reader sets, all values at first; query -- what lists them."""
     return {
         "name": name,
         "label": label,

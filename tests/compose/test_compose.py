@@ -1,6 +1,7 @@
 """The stack of docker-compose.yml at work: orders, crashes from outside, a drain, and its data over down and up."""
 
 import itertools
+import json
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import requests
 
+from deploy.grafana.__main__ import files
 from tests.compose.project import Project
 from tests.waiting import eventually
 
@@ -95,7 +97,7 @@ def test_workers_drain_with_exit_code_0_and_down_and_up_keeps_rows_queues_and_pi
     project.darkroom("audit")  # reads every picture again, those from before as well
 
 
-def test_prometheus_finds_every_replica_and_grafana_has_the_dashboard(project: Project) -> None:
+def test_prometheus_finds_every_replica_and_grafana_has_the_dashboards(project: Project) -> None:
     def replicas(job: str) -> int:
         """Those scraped now; a query would still show those from before `down`, for five minutes."""
         answer = requests.get(f"{project.prometheus}/api/v1/targets", params={"state": "active"}, timeout=10)
@@ -104,9 +106,11 @@ def test_prometheus_finds_every_replica_and_grafana_has_the_dashboard(project: P
 
     for job, count in {"producer": 1, "submitter": 3, "poller": 2, "ops": 1, "rabbitmq-detailed": 1}.items():
         eventually(lambda job=job, count=count: replicas(job) == count, within=60, every=1, what=f"{count} x {job}")
-    answer = requests.get(f"{project.grafana}/api/dashboards/uid/darkroom-overview", timeout=10)
-    assert answer.status_code == 200
-    assert answer.json()["dashboard"]["title"] == "darkroom: overview"
+    for name, text in files().items():
+        uid = name.removesuffix(".json")
+        answer = requests.get(f"{project.grafana}/api/dashboards/uid/{uid}", timeout=10)
+        assert answer.status_code == 200, name
+        assert answer.json()["dashboard"]["title"] == json.loads(text)["title"]
 
 
 def test_our_containers_run_without_root_and_cannot_write_to_their_image(project: Project) -> None:

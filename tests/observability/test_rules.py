@@ -1,5 +1,6 @@
 """Rules and alerts: promtool reads them, each alert fires in one story and is silent in others, and has its runbook."""
 
+import json
 import os
 import re
 import subprocess
@@ -10,7 +11,9 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from deploy.grafana.__main__ import FOLDER as DASHBOARDS
 from deploy.local.install import alertmanager, prometheus
+from deploy.prometheus import without_rules
 from shared.observe.catalog import CATALOGUE, PREFIX, Kind
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
@@ -97,6 +100,14 @@ def test_an_alert_says_what_is_wrong_and_where_to_look(alert: str) -> None:
     assert f"### {alert}\n" in RUNBOOKS.read_text()
     assert rule["labels"]["severity"] in {"page", "ticket", "none"}
     assert rule["labels"]["team"] == "darkroom"
+
+
+@pytest.mark.parametrize("alert", sorted(set(ALERTS) - {"TargetDown", "Watchdog"}))
+def test_an_alert_leads_to_a_dashboard_that_shows_what_it_reads(alert: str) -> None:
+    uid = ALERTS[alert]["annotations"]["dashboard"].removeprefix("/d/")
+    board = json.loads((DASHBOARDS / f"{uid}.json").read_text())
+    shown = " ".join(without_rules(t["expr"]) for panel in board["panels"] for t in panel.get("targets", ()))
+    assert _NAME.findall(without_rules(ALERTS[alert]["expr"]))[0] in _NAME.findall(shown)
 
 
 def test_the_runbooks_have_no_section_for_an_alert_that_is_gone() -> None:

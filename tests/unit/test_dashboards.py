@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from deploy.grafana.__main__ import FOLDER, files
+from deploy.prometheus import recorded, without_rules
 from shared.observe.catalog import CATALOGUE, PREFIX, Kind, Metric
 
 #: What others export, with the labels we use.
@@ -17,6 +18,9 @@ FOREIGN = {
     "rabbitmq_alarms_memory_used_watermark": set(),
     "rabbitmq_alarms_free_disk_space_watermark": set(),
     "process_start_time_seconds": set(),
+    "process_resident_memory_bytes": set(),
+    "process_cpu_seconds_total": set(),
+    "process_open_fds": set(),
 }
 OURS = {PREFIX + metric.name: metric for metric in CATALOGUE}
 FROM_THE_SCRAPE = {"job", "instance"}
@@ -32,12 +36,13 @@ PANELS = [
     pytest.param(panel, id=f"{name}: {panel['title']}")
     for name, board in BOARDS.items()
     for panel in board["panels"]
-    if panel["type"] != "row"
+    if panel["type"] not in {"row", "text"}
 ]
 
 
 def queries(panel: Any) -> list[str]:
-    return [target["expr"] for target in panel["targets"]]
+    """As they are without recording rules, which a test of their own reads."""
+    return [without_rules(target["expr"]) for target in panel["targets"]]
 
 
 def metric_of(series: str) -> Metric | None:
@@ -65,7 +70,12 @@ def test_every_series_and_label_value_in_a_query_exists(panel):
             for label, text in _MATCHER.findall(matchers):
                 if label in FROM_THE_SCRAPE:
                     continue
-                assert metric is not None
+                if metric is None:
+                    assert label in FOREIGN[name]
+                    continue
+                if label == "le":
+                    assert float(text) in (metric.buckets or ())
+                    continue
                 known = metric.labels[label]
                 assert not isinstance(known, tuple) or set(text.split("|")) <= set(known)
 
@@ -74,10 +84,11 @@ def test_every_series_and_label_value_in_a_query_exists(panel):
 def test_every_label_that_a_query_or_a_legend_groups_by_exists(panel):
     for target in panel["targets"]:
         known = FROM_THE_SCRAPE | {"le"}
-        for name in _NAME.findall(target["expr"]):
+        expression = without_rules(target["expr"])
+        for name in _NAME.findall(expression):
             metric = metric_of(name)
             known |= set(metric.labels) if metric else FOREIGN[name]
-        grouped = {label.strip() for labels in _BY.findall(target["expr"]) for label in labels.split(",")}
+        grouped = {label.strip() for labels in _BY.findall(expression) for label in labels.split(",")}
         assert grouped <= known
         assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= grouped
 
@@ -89,7 +100,8 @@ def test_counters_are_read_as_rates_and_gauges_of_rows_are_never_summed_over_rep
             metric = metric_of(name)
             if metric is None:
                 continue
-            is_rate = re.search(rf"(rate|increase)\({name}\{{[^}}]*\}}\[(\$__rate_interval|1h|10m)\]\)", query)
+            window = r"\$__rate_interval|5m|10m|30m|1h|6h|3d|30d"
+            is_rate = re.search(rf"(rate|increase)\({name}(\{{[^}}]*\}})?\[({window})\]\)", query)
             assert bool(is_rate) == (metric.kind is not Kind.GAUGE), name
             if metric.kind is Kind.GAUGE and metric.services == ("ops",):
                 assert re.search(rf"(max|min)( by \([^)]*\))? \((time\(\) - )?{name}|max\({name}", query), query
@@ -120,9 +132,53 @@ def test_panels_stand_beside_each_other_on_the_grid(board):
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.parametrize("panel", PANELS)
+def test_what_is_shown_live_is_a_rate_over_the_scrape_interval_unless_the_panel_names_its_window(panel):
+    for target in panel["targets"]:
+        windows = set(re.findall(r"\[([^\]]+)\]", target["expr"]))
+        assert windows <= {"$__rate_interval", "10m", "1h", "30d"}
+        said = f"{panel['title']} {panel['description']}".lower()
+        names = {"10m": ("10 minutes", "ten minutes"), "1h": ("hour",), "30d": ("30 days",)}
+        assert all(any(name in said for name in names[window]) for window in windows - {"$__rate_interval"}), said
+
+
+def test_a_recorded_series_is_written_out_with_its_matchers():
+    assert without_rules('darkroom:tasks:max{status="pending"} > 0') == (
+        '(max by (pool, status) (darkroom_tasks{status="pending"})) > 0'
+    )
+    assert "darkroom:" not in without_rules(" + ".join(recorded()))
+    with pytest.raises(ValueError, match="matchers of its own"):
+        without_rules('darkroom:orders_finished:increase1h{pool="comfyui"}')
+    with pytest.raises(KeyError):
+        without_rules("darkroom:nothing:of_the_kind")
+
+
+@pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
+def test_a_link_leads_to_a_dashboard_that_takes_what_it_is_given(board):
+    uids = {other["uid"]: other for other in BOARDS.values()}
+    for panel in board["panels"]:
+        for link in panel.get("fieldConfig", {}).get("defaults", {}).get("links", ()):
+            uid, _, query = link["url"].removeprefix("/d/").partition("?")
+            chosen = {choice["name"] for choice in uids[uid]["templating"]["list"]}
+            given = dict(re.findall(r"var-(\w+)=\$\{__field\.labels\.(\w+)\}", query))
+            assert set(given) <= chosen
+            assert all(f"{{{{{label}}}}}" in panel["targets"][0]["legendFormat"] for label in given.values())
+            assert query.endswith("${__url_time_range}")
+    assert board["links"] == [{"type": "dashboards", "title": "darkroom", "tags": ["darkroom"], "asDropdown": True}]
+    assert board["tags"] == ["darkroom"]
+
+
 @pytest.mark.parametrize("board", BOARDS.values(), ids=BOARDS)
 def test_a_dashboard_can_be_provisioned_and_lets_the_reader_choose(board):
     assert not board["editable"]
     assert board["schemaVersion"] == 39
-    assert [choice["name"] for choice in board["templating"]["list"]] == ["datasource", "job", "instance"]
+    choices = [choice["name"] for choice in board["templating"]["list"]]
+    assert choices[:3] == ["datasource", "job", "instance"]
+    used = set(
+        re.findall(
+            r"\$(\w+)", " ".join(query for panel in board["panels"] if "targets" in panel for query in queries(panel))
+        )
+    )
+    assert used - {"__rate_interval"} <= set(choices)
+    assert set(choices[3:]) <= used
     assert "__inputs" not in board
