@@ -272,7 +272,7 @@ _HOUSE: Final = [
         title="Poll lag p95",
         says="From the moment a row came due to the scheduler's taking it. Above 10 s: too few pollers.",
         unit="s",
-        queries=[(_quantile(0.95, "darkroom_poll_lag_seconds", "pool"), "{{pool}}")],
+        queries=[(quantile(0.95, "darkroom_poll_lag_seconds", "pool"), "{{pool}}")],
         alarm=10,
     ),
     Panel(
