@@ -11,6 +11,12 @@ from deploy.grafana.queries import CHOSEN, OUTCOMES, RECENT, none, quantile
 _STATUSES: Final = {"pending": "yellow", "submitting": "orange", "processing": "blue"}
 _PERCENTS: Final = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 
+
+def _moves(before: str, after: str) -> str:
+    of = f'{CHOSEN},from_status="{before}",to_status="{after}",result="applied"'
+    return f"sum(rate(darkroom_transitions_total{{{of}}}{RECENT}))"
+
+
 _PROMISE: Final = [
     Panel(
         title="Broken promises",
@@ -219,10 +225,13 @@ _FAILURES: Final = [
         queries=[("max by (bound) (darkroom_tasks_overdue)", "{{bound}}")],
     ),
     Panel(
-        title="Redeliveries and doubts",
-        says="Messages that came back because a worker ended with them in hand; attempts that may have run twice.",
+        title="Second tries and doubts",
+        says="Failed jobs that got another attempt; rows and messages of workers that ended; attempts that may have run"
+        " twice.",
         unit="ops",
         queries=[
+            (_moves("processing", "pending"), "another attempt"),
+            (_moves("submitting", "submitting"), "taken over"),
             (f"sum(rate(darkroom_message_redeliveries_total{{{CHOSEN}}}{RECENT}))", "redelivered"),
             (f"sum(rate(darkroom_possible_double_total{{{CHOSEN}}}{RECENT}))", "possible double"),
         ],
