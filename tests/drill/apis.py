@@ -4,12 +4,11 @@ Where a provider can be asked, the order is made; where it cannot, a person deci
 had in hand. No order has two jobs anywhere.
 """
 
-import re
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from deploy.local import Stack
 from services.ops.audit_apis import api_jobs_found
@@ -19,12 +18,13 @@ from shared.database.engine import connect
 from shared.domain.messages import Order
 from shared.domain.task import Reason, Status
 from shared.observe.crash import CrashPoint
-from shared.providers.table import CATALOG, load_tables
+from shared.providers.table import load_tables
 from tests.conformance.simulated_apis import SimulatedApis
-from tests.conformance.table_lab import ORDERS, PLACES
+from tests.conformance.table_lab import PLACES
 from tests.drill.matrix import Drill, Victim
+from tests.e2e.image_apis import addresses, an_api_order, write_tables
 from tests.e2e.promises import audit
-from tests.e2e.system import System, an_order
+from tests.e2e.system import System
 from tests.integration.api_lab import KEYS
 from tests.servers import new_database, new_vhost
 from tests.waiting import eventually
@@ -34,8 +34,6 @@ _EACH: Final = 3
 _WORKERS: Final = {Victim.SUBMITTER: 2, Victim.POLLER: 2, Victim.OPS: 1}
 _DEATH_SECONDS: Final = 60.0
 _END_SECONDS: Final = 90.0
-#: The shipped tables, but for the time they take: a lease of minutes would be waited out for real.
-_QUICK: Final = "timeouts = { connect_s = 1, submit_read_s = 2, poll_read_s = 2, settle_s = 1 }"
 
 _S, _P = Victim.SUBMITTER, Victim.POLLER
 _ = CrashPoint
@@ -75,24 +73,12 @@ class ApiLane:
 
     def __init__(self, stack: Stack, folder: Path, apis: SimulatedApis) -> None:
         self._apis = apis
-        tables = folder / "tables"
-        tables.mkdir()
-        for file in CATALOG.glob("*.toml"):
-            text = re.sub(r"^timeouts = .*\n", "", file.read_text(), flags=re.MULTILINE)
-            (tables / file.name).write_text(re.sub(r"^(shape = .*)$", rf"\1\n{_QUICK}", text, flags=re.MULTILINE))
+        tables = write_tables(folder / "tables")
         self._tables = load_tables(tables)
         amqp_url = stack.broker.url_of(new_vhost(stack))
         settings = {"LEASE_SECONDS": 6, "PROVIDERS_DIR": tables, "RETRY_MAX_ATTEMPTS": 3}
-        self._system = System(
-            folder, new_database(stack), amqp_url, gpus=0, pools=("comfyui", *PLACES), settings=settings
-        )
+        self._system = System(folder, new_database(stack), amqp_url, gpus=0, apis=addresses(apis), settings=settings)
         self._system.settings |= KEYS
-        (folder / "backends.toml").write_text(
-            "".join(
-                f'[[backend]]\nname = "{name}"\nadapter = "http"\nprovider = "{name}"\nurl = "{apis.url}{place}"\n'
-                for name, place in PLACES.items()
-            )
-        )
 
     def close(self) -> None:
         self._system.stop()
@@ -138,13 +124,9 @@ class ApiLane:
 
     def _orders(self) -> list[Order]:
         """The one that is cancelled last."""
-        made = []
-        for name, order in ORDERS.items():
-            for _ in range(_EACH):
-                fields = {"workflow": None} | order
-                made.append(an_order(pool=name, **fields | {"inputs": _own(order["inputs"])}))
+        made = [an_api_order(name) for name in PLACES for _ in range(_EACH)]
         unwanted = {"model": "black-forest-labs/flux-schnell", "input": {"prompt": f"unwanted {time.monotonic_ns()}"}}
-        return [*made, an_order(pool="replicate", workflow=None, inputs=unwanted)]
+        return [*made, an_api_order("replicate", inputs=unwanted)]
 
     def _cancel(self, unwanted: Order) -> None:
         row = self._system.row(unwanted)
@@ -203,19 +185,3 @@ class ApiLane:
             engine.dispose()
         assert not found, "; ".join(f"{f.check}: {f.subject} {f.detail}" for f in found)
         assert not silent, f"providers that do not answer: {silent}"
-
-
-_numbers = iter(range(1, 10_000_000))
-
-
-def _own(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The same with words, or a colour, that no other order has."""
-    number = next(_numbers)
-    match inputs:
-        case {"color": _}:
-            return {"color": number}
-        case {"arguments": _}:
-            return inputs | {"arguments": {"prompt": f"lighthouse {number}"}}
-        case {"input": _}:
-            return inputs | {"input": {"prompt": f"lighthouse {number}"}}
-    return inputs | {"prompt": f"lighthouse {number}"}

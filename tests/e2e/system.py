@@ -43,6 +43,7 @@ class System:
     """N servers, one database, one virtual host; workers are added and killed as a test likes.
 
     pools     -- the servers belong to these in turn
+    apis      -- addresses of image APIs by the name of their provider, each a pool of its own
     workflows -- templates of deploy/workflows to offer; one with a picture input needs a lease of 12 s
     settings  -- beside QUICK, without the prefix
     reach     -- the URL under which the workers know a server
@@ -60,12 +61,14 @@ class System:
         seconds_per_image: float = 0.02,
         workflows: Sequence[str] = ("solid-invert",),
         pools: Sequence[str] = POOLS,
+        apis: Mapping[str, str] | None = None,
         settings: Mapping[str, object] | None = None,
         reach: Callable[[Gpu], str] = lambda gpu: gpu.url,
         one_disk: bool = False,
     ) -> None:
         self.folder = folder
-        self.mail = Mail(amqp_url, pools)
+        apis = apis or {}
+        self.mail = Mail(amqp_url, [*pools, *apis])
         disk = folder / "shared-disk" if one_disk else None
         self.gpus = [Gpu(f"gpu-{n + 1}", folder, capacity, seconds_per_image, disk) for n in range(gpus)]
         self.workers: list[Worker] = []
@@ -76,7 +79,7 @@ class System:
         self.engine = sa.create_engine(  # asks whether the server is still there: some tests stop it
             sa.make_url(database_url).set(drivername="postgresql+psycopg2"), pool_pre_ping=True, max_overflow=100
         )
-        counters = metrics.build(metrics.EVERYTHING, pools=pools)
+        counters = metrics.build(metrics.EVERYTHING, pools=[*pools, *apis])
         self.tasks = Tasks(self.engine, "person", counters)
         self.slots = Slots(self.engine, "person", counters)
         for name in workflows:
@@ -86,6 +89,10 @@ class System:
                 f'[[backend]]\nname = "{gpu.name}"\nadapter = "comfyui"\nurl = "{reach(gpu)}"\ncapacity = {capacity}\n'
                 f'pool = "{pool}"\n'
                 for gpu, pool in zip(self.gpus, itertools.cycle(pools), strict=False)
+            )
+            + "".join(
+                f'[[backend]]\nname = "{name}"\nadapter = "http"\nprovider = "{name}"\nurl = "{url}"\n'
+                for name, url in apis.items()
             )
         )
         self.settings = {

@@ -10,8 +10,6 @@ from tests.e2e.system import System, an_order
 from tests.integration.api_lab import a_picture, body_of, in_base64
 from tests.integration.scripted_server import Request, Server, answer, scripted_server
 
-BACKEND = '[[backend]]\nname = "{0}"\nadapter = "http"\nprovider = "{0}"\nurl = "{1}"\n'
-
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
@@ -21,9 +19,8 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def system(build: Build, server: Server) -> System:
-    system = build(pools=("comfyui", "openai_images", "replicate"), settings={"FALLBACK_AFTER_SECONDS": 1})
-    with (system.folder / "backends.toml").open("a") as file:
-        file.write(BACKEND.format("openai_images", server.url) + BACKEND.format("replicate", server.url))
+    apis = {"openai_images": server.url, "replicate": server.url}
+    system = build(apis=apis, settings={"FALLBACK_AFTER_SECONDS": 1})
     system.settings |= {"OPENAI_API_KEY": "sk-one", "REPLICATE_API_TOKEN": "sk-two"}
     system.start()
     return system

@@ -20,16 +20,22 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from deploy.local.problem import StackProblem
+from services.ops.audit_apis import api_jobs_found
 from services.ops.audit_command import jobs_found, keys_lost
 from shared.config import load_settings
 from shared.database.audit import run_audit
 from shared.database.engine import connect
 from shared.domain.task import Status
+from shared.providers.table import load_tables
 from shared.storage import Artifacts
+from tests.conformance.simulated_apis import SimulatedApis, simulated_apis
+from tests.conformance.table_lab import PLACES
 from tests.e2e.gpu import PAID
+from tests.e2e.image_apis import addresses, api_doubles, write_tables
 from tests.e2e.promises import owed
 from tests.e2e.system import System
 from tests.e2e.worker import end_all
+from tests.integration.api_lab import KEYS
 from tests.interrupted import interruptible
 from tests.servers import new_database, new_vhost, temporary_stack
 from tests.soak.faults import Faults
@@ -77,7 +83,8 @@ def main() -> int:
 def soak(minutes: float, seed: int, console: Console) -> Result:
     """Orders and faults for so long, then everything is healed, ended and looked at."""
     folder = Path(tempfile.mkdtemp(prefix="darkroom-soak-"))
-    with temporary_stack() as stack:
+    tables = write_tables(folder / "tables")
+    with temporary_stack() as stack, simulated_apis("--seconds-per-image", "0.5") as apis:
         system = System(
             folder,
             new_database(stack),
@@ -85,21 +92,26 @@ def soak(minutes: float, seed: int, console: Console) -> Result:
             gpus=_SERVERS,
             seconds_per_image=0.2,
             pools=POOLS,
-            settings=_SETTINGS,
+            apis=addresses(apis),
+            settings={**_SETTINGS, "PROVIDERS_DIR": tables},
         )
+        system.settings |= KEYS
         try:
             system.start(submitters=2, pollers=2, ops=2)
             spared = {f"{kind}-{n}" for kind, n in (("submitter", 1), ("poller", 3), ("ops", 5))}
-            load, watch = Load(system, POOLS, _PER_SECOND, seed), Watch(system)
-            faults = Faults(system, stack, seed, spared)
+            load, watch = Load(system, [*POOLS, *PLACES], _PER_SECOND, seed), Watch(system)
+            faults = Faults(system, stack, apis, seed, spared)
             _run_for(minutes * 60, [load.run, faults.run, watch.run], console)
             if load.failures:
                 raise load.failures[0]
             faults.heal()
             broken = _ended(system, load)
             watch.look()
-            broken += _looked_at(system, load)
-            return Result(minutes=minutes, seed=seed, numbers=_numbers(system, load, faults, watch), broken=broken)
+            broken += _looked_at(system, load, tables)
+            twice = _doubles(system, apis)
+            broken += [f"{what} was made twice" for what in twice]
+            numbers = _numbers(system, load, faults, watch, doubles=len(twice))
+            return Result(minutes=minutes, seed=seed, numbers=numbers, broken=broken)
         finally:
             (folder / "tails.txt").write_text(system.tails())
             end_all()
@@ -150,33 +162,35 @@ def _ended(system: System, load: Load) -> list[str]:
     return []
 
 
-def _looked_at(system: System, load: Load) -> list[str]:
+def _looked_at(system: System, load: Load, tables: Path) -> list[str]:
     """What `darkroom audit --keys` says."""
     engine = connect(system.settings["DARKROOM_DATABASE_URL"])
     try:
         found = run_audit(engine, Artifacts(system.settings["DARKROOM_ARTIFACTS_URL"]))
         found += jobs_found(engine)[0]
+        listed, silent = api_jobs_found(engine, load_tables(tables), KEYS)
+        found += listed
         chosen = load_settings(system.settings, dotenv=None)
         found += keys_lost(engine, chosen, [order.idempotency_key for order in load.orders])
     finally:
         engine.dispose()
     broken = [f"{finding.check}: {finding.subject}: {finding.detail}" for finding in found]
+    broken += [f"{name} could not be asked for its jobs" for name in silent]
     # Killed, or asked to leave: one that was still starting ends of the signal itself.
     ended = [w for w in system.workers if not w.is_alive and w.process.returncode not in (0, -9, -15)]
-    broken += [f"{worker.name} ended with {worker.process.returncode}: {worker.tail(3)}" for worker in ended]
-    broken += [f"server ran job {job_id} twice to its end" for job_id in _doubles(system)]
-    return broken
+    return broken + [f"{worker.name} ended with {worker.process.returncode}: {worker.tail(3)}" for worker in ended]
 
 
-def _doubles(system: System) -> list[str]:
-    """Jobs a server made pictures for more than once."""
+def _doubles(system: System, apis: SimulatedApis) -> list[str]:
+    """Jobs a server made pictures for more than once, and attempts that an API did."""
     paid = collections.Counter(
         run["prompt_id"] for gpu in system.gpus for run in gpu.executions if run["outcome"] in PAID
     )
-    return [job_id for job_id, times in paid.items() if times > 1]
+    at_apis = [f"an attempt at {name}" for name, times in api_doubles(apis).items() for _ in range(times)]
+    return [f"job {job_id}" for job_id, times in paid.items() if times > 1] + at_apis
 
 
-def _numbers(system: System, load: Load, faults: Faults, watch: Watch) -> dict[str, object]:
+def _numbers(system: System, load: Load, faults: Faults, watch: Watch, *, doubles: int) -> dict[str, object]:
     statuses = system.statuses(load.orders)
     reasons = system.sql("select reason, count(*) as n from tasks where status = 'failed' group by reason order by 1")
     growth = {
@@ -184,11 +198,16 @@ def _numbers(system: System, load: Load, faults: Faults, watch: Watch) -> dict[s
         for name, values in sorted(watch.memory.items())
         if name in {"submitter-1", "poller-3", "ops-5"} and values
     }
+    pools = system.sql(
+        "select pool, count(*) as orders, count(*) filter (where status = 'completed') as made from tasks"
+        " group by 1 order by 1"
+    )
     rows = sum(statuses.values())
     return {
         "orders": len(load.orders),
         "published a second time": load.duplicates,
         **dict(sorted(statuses.items())),
+        "completed by pool": ", ".join(f"{row.pool} {row.made} of {row.orders}" for row in pools),
         "failed because": ", ".join(f"{row.reason} {row.n}" for row in reasons) or "none",
         "faults": sum(faults.count.values()),
         "faults by kind": ", ".join(f"{name} {times}" for name, times in faults.count.most_common()),
@@ -196,7 +215,7 @@ def _numbers(system: System, load: Load, faults: Faults, watch: Watch) -> dict[s
         "redeliveries": watch.total("redeliveries"),
         "duplicates stopped": watch.total("duplicates"),
         "possible doubles counted": watch.total("possible doubles"),
-        "double provider jobs": len(_doubles(system)),
+        "double provider jobs": doubles,
         "lost": len(load.orders) - rows,
         **{f"memory of {name}": text for name, text in growth.items()},
     }

@@ -1,6 +1,5 @@
 """What goes wrong during a soak: one fault every few seconds, chosen by a seeded generator."""
 
-import logging
 import random
 import threading
 from collections import Counter
@@ -10,9 +9,9 @@ from typing import Final
 import requests
 
 from deploy.local import Stack
+from tests.conformance.simulated_apis import SimulatedApis
 from tests.e2e.system import System
-
-log = logging.getLogger(__name__)
+from tests.waiting import eventually
 
 #: Seconds between two faults.
 _BETWEEN: Final = (2.0, 6.0)
@@ -30,14 +29,30 @@ _AT_A_SERVER: Final = {
     "refuses connections": {"refuse": {"seconds": 3.0}},
     "forgets everything": {"restart": {"down_seconds": 1.0}},
 }
+_POSTS: Final = {"paths": ["*"], "methods": ["POST"], "times": 2}
+#: Faults of the image APIs, for whichever of the five is asked next. None makes a synchronous one answer without its
+#: picture: it would be asked for another one, which is no double and looks like one from outside.
+_AT_THE_APIS: Final = {
+    "API slow": {"slow": {"seconds": 1.0, "times": 5}},
+    "API 500 though made": {"say": {"status": 500, "body": {"error": "broken"}, "accept": True, **_POSTS}},
+    "API 500": {"answer_500": {"paths": ["*"], "times": 3}},
+    "API answer lost": {"drop_after_accept": _POSTS},
+    "API request lost": {"drop_before_read": _POSTS},
+    "API garbage": {"garbage": {"paths": ["*"], "methods": ["POST"], "times": 1}},
+    "API status garbage": {"garbage": {"paths": ["*"], "methods": ["GET"], "times": 3, "kind": "cut_json"}},
+    "API too fast": {"rate_limited": {"times": 3}},
+    "API job fails": {"outcome": {"kind": "failed", "times": 2}},
+    "API refuses connections": {"refuse": {"seconds": 3.0}},
+}
 _SECONDS_AWAY: Final = (0.5, 3.0)
 
 
 class Faults:
     """Runs until told to stop. `count` says how often what was done."""
 
-    def __init__(self, system: System, stack: Stack, seed: int, spared: set[str]) -> None:
+    def __init__(self, system: System, stack: Stack, apis: SimulatedApis, seed: int, spared: set[str]) -> None:
         self._system = system
+        self._apis = apis
         self._stack = stack
         self._random = random.Random(seed)
         self._spared = spared
@@ -47,6 +62,7 @@ class Faults:
         """One thread's whole life."""
         kinds: list[tuple[int, Callable[[threading.Event], str]]] = [
             (10, self._at_a_server),
+            (5, self._at_the_apis),
             (5, self._kill_a_worker),
             (2, self._deploy_a_worker),
             (1, self._broker),
@@ -60,8 +76,8 @@ class Faults:
     def heal(self) -> None:
         """Everything is there again, and well."""
         self._stack.up()
-        for gpu in self._system.gpus:
-            gpu.heal()
+        for heal in [*(gpu.heal for gpu in self._system.gpus), lambda: self._apis.faults(clear=True)]:
+            eventually(lambda heal=heal: _worked(heal), within=20, what="a server takes connections again")  # type: ignore[misc]
         for kind, wanted in {"submitter": 2, "poller": 2, "ops": 2}.items():
             for _ in range(wanted - len(self._system.living(kind))):
                 self._system.add(kind, wait=False)
@@ -69,11 +85,11 @@ class Faults:
     def _at_a_server(self, _: threading.Event) -> str:
         name = self._random.choice(list(_AT_A_SERVER))
         gpu = self._random.choice(self._system.gpus)
-        try:
-            gpu.faults(**_AT_A_SERVER[name])
-        except requests.RequestException:  # it is refusing connections just now
-            return "server already away"
-        return name
+        return name if _worked(lambda: gpu.faults(**_AT_A_SERVER[name])) else "server already away"
+
+    def _at_the_apis(self, _: threading.Event) -> str:
+        name = self._random.choice(list(_AT_THE_APIS))
+        return name if _worked(lambda: self._apis.faults(**_AT_THE_APIS[name])) else "APIs already away"
 
     def _victim(self) -> tuple[str, str]:
         """A worker that lives, and its kind; one of each kind is spared, so that its memory can be watched."""
@@ -106,3 +122,12 @@ class Faults:
         stopping.wait(self._random.uniform(*_SECONDS_AWAY))
         self._stack.database.start()
         return "database killed"
+
+
+def _worked(tell: Callable[[], object]) -> bool:
+    """False: the server is refusing connections just now."""
+    try:
+        tell()
+    except requests.RequestException:
+        return False
+    return True

@@ -7,6 +7,8 @@ from typing import Final
 
 from shared.domain.messages import Order, order_placed
 from shared.domain.task import Priority
+from tests.conformance.table_lab import PLACES
+from tests.e2e.image_apis import an_api_order
 from tests.e2e.mail import Mail
 from tests.e2e.system import System, an_order
 
@@ -42,10 +44,13 @@ class Load:
         if self.orders and self._random.random() < DUPLICATES:
             self.duplicates += 1
             return self._random.choice(self.orders[-200:])
-        order = an_order(
-            pool=self._random.choice(self._pools),
-            workflow="no-such-workflow" if self._random.random() < _IMPOSSIBLE else "solid-invert",
-            priority=Priority.HIGH if self._random.random() < _HIGH else Priority.NORMAL,
-        )
+        pool = self._random.choice(self._pools)
+        priority = Priority.HIGH if self._random.random() < _HIGH else Priority.NORMAL
+        if self._random.random() < _IMPOSSIBLE:
+            order = an_order(workflow="no-such-workflow", priority=priority)
+        elif pool in PLACES:
+            order = an_api_order(pool, priority=priority)
+        else:
+            order = an_order(pool=pool, priority=priority)
         self.orders.append(order)
         return order
