@@ -2,7 +2,7 @@
 
     python -m services.simulator.apis --port 8189
         [--host 127.0.0.1] [--seconds-per-image 0.5] [--kept-seconds 3600]
-        [--max-in-flight N] [--starts-per-second N] [--seed N]
+        [--max-in-flight N] [--starts-per-second N] [--origin URL] [--seed N]
 
     /openai/v1           synchronous: the POST is held for as long as the picture takes
     /dashscope/api/v1    tasks; the header X-DashScope-Async is asked for
@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kept-seconds", type=float, default=3600.0, help="for how long an ended job is kept")
     parser.add_argument("--max-in-flight", type=int, help="jobs each API takes at once")
     parser.add_argument("--starts-per-second", type=int, help="jobs each API starts within a second")
+    parser.add_argument("--origin", help="its address where answers name one; its own when nothing stands before it")
     parser.add_argument("--seed", type=int, help="makes faults with a probability repeatable")
     return parser
 

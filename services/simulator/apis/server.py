@@ -47,6 +47,7 @@ class Options:
     kept_seconds: float
     max_in_flight: int | None
     starts_per_second: int | None
+    origin: str | None
     seed: int | None
 
 
@@ -57,7 +58,7 @@ class ApiServer(FaultyServer):
         faults = Faults({"seconds_per_image": options.seconds_per_image}, options.seed, API_SHAPES)
         super().__init__(options.host, options.port, faults, Records())
         self.max_body = _MAX_BODY
-        setting = Setting(f"http://{options.host}:{self.port}", options.kept_seconds)
+        setting = Setting(options.origin or f"http://{options.host}:{self.port}", options.kept_seconds)
         self._apis = {
             kind.name: kind(Jobs(options.max_in_flight, options.starts_per_second), faults, setting) for kind in APIS
         }
