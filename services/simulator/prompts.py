@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import copy
 import heapq
+import json
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Any, Final
 
 from .records import Execution, Records
@@ -25,13 +28,21 @@ HISTORY_SIZE: Final = 10_000
 _SENSITIVE: Final = ("auth_token_comfy_org", "api_key_comfy_org", "comfy_usage_source")
 
 
+class Entry(dict[str, Any]):
+    """The value under a prompt id in GET /history. It never changes, so its JSON is made once."""
+
+    @cached_property
+    def text(self) -> str:
+        return json.dumps(self)
+
+
 @dataclass
 class Memory:
     """Everything one start of the server knows. `on_change` is called, without the lock, when the queue changed."""
 
     records: Records
     on_change: Callable[[], None] = lambda: None
-    history: dict[str, dict[str, Any]] = field(default_factory=dict)
+    history: dict[str, Entry] = field(default_factory=dict)
     number: int = 0
     is_over: bool = False  # the server was restarted: whoever still holds this must stop
     stop_wanted: threading.Event = field(default_factory=threading.Event)  # interrupt, or the end
@@ -70,7 +81,7 @@ class Memory:
         self.on_change()
         return row, execution
 
-    def finish(self, row: Row, outcome: str, entry: dict[str, Any]) -> None:
+    def finish(self, row: Row, outcome: str, entry: Entry) -> None:
         """Move the running row to history; both happen at once for every reader."""
         with self._changed:
             if self.is_over:
@@ -132,18 +143,17 @@ class Memory:
             self._pending.clear()
         self.on_change()
 
-    def entry(self, prompt_id: str) -> dict[str, Any] | None:
+    def entry(self, prompt_id: str) -> Entry | None:
         return self.history.get(prompt_id)
 
-    def entries(self, at_most: int | None, offset: int) -> dict[str, dict[str, Any]]:
+    def entries(self, at_most: int | None, offset: int) -> dict[str, Entry]:
         """A part of the history, oldest first. A negative offset means the newest `at_most`."""
         with self._changed:
-            items = list(self.history.items())
-        if at_most is None:
-            return dict(items)
-        if offset < 0:
-            offset = max(0, len(items) - at_most)
-        return dict(items[offset : offset + at_most] if at_most > 0 else [])
+            if at_most is None:
+                return dict(self.history)
+            if offset < 0:
+                offset = max(0, len(self.history) - at_most)
+            return dict(islice(self.history.items(), offset, offset + max(0, at_most)))
 
     def forget(self, prompt_ids: Iterable[Any]) -> None:
         with self._changed:
@@ -155,6 +165,5 @@ class Memory:
             self.history.clear()
 
 
-def history_entry(row: Row, outputs: dict[str, Any], status: dict[str, Any], meta: dict[str, Any]) -> dict[str, Any]:
-    """The value under a prompt id in GET /history."""
-    return {"prompt": list(row), "outputs": copy.deepcopy(outputs), "status": status, "meta": meta}
+def history_entry(row: Row, outputs: dict[str, Any], status: dict[str, Any], meta: dict[str, Any]) -> Entry:
+    return Entry(prompt=list(row), outputs=copy.deepcopy(outputs), status=status, meta=meta)

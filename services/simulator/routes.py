@@ -5,6 +5,7 @@ A handler that raises is answered with a plain 500, as aiohttp does; several mal
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -21,7 +22,7 @@ from .options import Options
 from .prompts import Memory
 from .records import Records
 from .validate import Surroundings, problem, validate
-from .wire import Request, Response, server_error
+from .wire import JSON_TYPE, Request, Response, server_error
 
 _MODEL_FOLDERS: Final = frozenset(
     (
@@ -233,7 +234,9 @@ def _post_free(site: Site, request: Request, _argument: str) -> Response:
 def _get_history(site: Site, request: Request, _argument: str) -> Response:
     wanted = request.query.get("max_items")
     offset = int(request.query.get("offset", -1))
-    return Response.json(site.memory.entries(None if wanted is None else int(wanted), offset))
+    entries = site.memory.entries(None if wanted is None else int(wanted), offset)
+    rows = ", ".join(f"{json.dumps(prompt_id)}: {entry.text}" for prompt_id, entry in entries.items())
+    return Response(200, f"{{{rows}}}".encode(), JSON_TYPE)
 
 
 def _get_history_of(site: Site, _request: Request, prompt_id: str) -> Response:
