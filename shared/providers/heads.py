@@ -6,10 +6,13 @@ urllib3 and http.client begin that time anew with every byte, so a server that t
 import http.client
 import io
 import socket
+import ssl
 import time
 from typing import Any
 
 import urllib3.connection
+import urllib3.exceptions
+from urllib3.util.ssl_match_hostname import CertificateError
 
 
 class _Head(io.RawIOBase):
@@ -58,6 +61,13 @@ class HTTPConnection(urllib3.connection.HTTPConnection):
 
 class HTTPSConnection(urllib3.connection.HTTPSConnection):
     response_class = _Response
+
+    def connect(self) -> None:
+        """Raises NewConnectionError for a handshake that fails too: an SSLError is then one of a call under way."""
+        try:
+            super().connect()
+        except (ssl.SSLError, CertificateError, urllib3.exceptions.SSLError) as error:
+            raise urllib3.exceptions.NewConnectionError(self, f"no trusted connection: {error}") from error
 
 
 class HTTPConnectionPool(urllib3.HTTPConnectionPool):

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Final
 
 import requests
@@ -17,6 +16,7 @@ from shared.providers.answers import Answer
 from shared.providers.body import pieces
 from shared.providers.comfyui_http import Observe
 from shared.providers.heads import HTTPConnectionPool, HTTPSConnectionPool
+from shared.providers.session import Session
 
 #: Largest answer read; a picture in base64 is a third larger than the picture.
 _MAX_BYTES: Final = 128 * 2**20
@@ -79,16 +79,9 @@ class Calls:
         result = "other"
         began = time.monotonic()
         try:
+            request = _prepared(session, method, url, headers, content)
             with _translated(method):
-                response = session.request(
-                    method,
-                    url,
-                    data=content,
-                    headers={"User-Agent": "darkroom", "Accept": "application/json", **headers},
-                    timeout=(self._connect, read),
-                    allow_redirects=False,
-                    stream=True,
-                )
+                response = session.send(request, timeout=(self._connect, read), allow_redirects=False, stream=True)
                 with response:
                     raw = bytearray()
                     for piece in pieces(response.raw, began + self._connect + read):
@@ -119,11 +112,20 @@ class _Broken(NoAnswer):
     """Reset or closed before the answer was whole."""
 
 
+def _prepared(
+    session: requests.Session, method: str, url: str, headers: Mapping[str, str], content: bytes | None
+) -> requests.PreparedRequest:
+    """Raises NoConnection for what cannot be sent. Apart from the sending: an answer's bad header has the same name."""
+    ours = {"User-Agent": "darkroom", "Accept": "application/json", **headers}
+    try:
+        return session.prepare_request(requests.Request(method, url, data=content, headers=ours))
+    except (requests.RequestException, ValueError) as error:
+        raise NoConnection(f"{method}: not a request that can be sent ({type(error).__name__})") from error
+
+
 def _session() -> requests.Session:
-    """Never a Retry on it: it would send a POST again. No proxy, .netrc or cookie of anybody's."""
-    session = requests.Session()
-    session.trust_env = False
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    """Never a Retry on it: it would send a POST again."""
+    session = Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Adapter(max_retries=0))
     return session
@@ -144,15 +146,11 @@ def _translated(method: str) -> Iterator[None]:
         yield
     except requests.ConnectTimeout as error:
         raise NoConnection(f"{method}: no connection in time") from error
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidHeader, ValueError) as error:
-        raise NoConnection(f"{method}: not a request that can be sent ({type(error).__name__})") from error
-    except requests.exceptions.SSLError as error:
-        raise NoConnection(f"{method}: no trusted connection") from error
     except (requests.Timeout, urllib3.exceptions.TimeoutError) as error:
         raise Silence(f"{method}: no answer in time") from error
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
         reason = getattr(error.args[0], "reason", None) if error.args else None
-        if isinstance(reason, urllib3.exceptions.NewConnectionError):  # refused, or no such host
+        if isinstance(reason, urllib3.exceptions.NewConnectionError):  # refused, no such host, or no trusted one
             raise NoConnection(f"{method}: no connection") from error
         raise _Broken(f"{method}: connection lost ({type(error).__name__})") from error
 

@@ -19,6 +19,7 @@ from shared.domain.errors import InputLater, InputUnavailable
 from shared.providers.addresses import PinnedAdapter, Resolve, is_public, resolve
 from shared.providers.body import pieces
 from shared.providers.picture import Picture, re_encode
+from shared.providers.session import Session
 
 __all__ = ["NotThere", "Picture", "Pictures"]
 
@@ -83,7 +84,10 @@ class Pictures:
             answer = self._get_one(url, ends)
             if isinstance(answer, bytes):
                 return answer
-            url = urljoin(url, answer)
+            try:
+                url = urljoin(url, answer)
+            except ValueError as error:
+                raise InputUnavailable("a redirect to no usable address") from error
         raise InputUnavailable(f"more than {self._max_redirects} redirects")
 
     def _get_one(self, url: str, ends: float) -> bytes | str:
@@ -125,8 +129,7 @@ class Pictures:
         if left <= 0:
             raise InputLater(f"not fetched within {self.limit_seconds:g} s")
         timeout = (min(self._connect_seconds, left), min(self._read_seconds, left))
-        with requests.Session() as session:
-            session.trust_env = False  # a proxy of the environment would connect in our place, unchecked
+        with Session() as session:  # a proxy of the environment would connect in our place, unchecked
             session.mount(f"{urlsplit(prepared.url or '').scheme}://", PinnedAdapter(address))
             with session.send(prepared, stream=True, timeout=timeout, allow_redirects=False) as response:
                 if response.status_code in _REDIRECTS and "Location" in response.headers:

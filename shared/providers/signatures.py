@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from shared.domain.errors import ProviderAway
 from shared.providers import pointers
+from shared.providers.session import Session
 from shared.providers.table import Callback
 
 #: How far a callback's moment may be from ours; a recorded one is good for so long.
@@ -122,8 +123,7 @@ def _fits(key: Ed25519PublicKey, signature: bytes, message: bytes) -> bool:
 def _keys_at(url: str) -> Sequence[Ed25519PublicKey]:
     """Raises ProviderAway."""
     try:
-        with requests.Session() as session:
-            session.trust_env = False
+        with Session() as session:
             answer = session.get(url, timeout=_ASK_SECONDS, allow_redirects=False)
         answer.raise_for_status()
         found: Any = answer.json()["keys"]

@@ -70,13 +70,15 @@ def provider(
     name: str = "api",
     workflows: Workflows | None = None,
     callback_url: str | None = None,
+    **results: Any,
 ) -> HttpApi:
+    """results -- how the pictures that it made are fetched, beside the default"""
     return HttpApi(
         name,
         table.for_use(KEYS, url=url),
         workflows=workflows or Workflows({}),
         inputs=Pictures(allow_private=True),
-        results=Pictures(private_hosts=[host_and_port(url or table.base_url)]),
+        results=Pictures(private_hosts=[host_and_port(url or table.base_url)], **results),
         observe=ignore,
         unknown_state=lambda: None,
         callback_url=callback_url,

@@ -9,6 +9,7 @@ import pytest
 
 from shared.domain.errors import InputLater, InputUnavailable
 from shared.providers.inputs import Pictures
+from tests.integration.hostile_answers import drip_redirect
 from tests.integration.scripted_server import Request, Server, answer, scripted_server
 
 PHOTO = (Path(__file__).parents[2] / "deploy" / "photos" / "cat.jpg").read_bytes()
@@ -83,6 +84,22 @@ def test_each_redirect_is_checked_anew(server: Server) -> None:
         with pytest.raises(InputUnavailable, match=r"not on the public internet|only http and https|not a usable"):
             pictures.get(f"http://public.example:{port}/go")
     assert set(server.calls) == {"GET /go"}
+
+
+def test_a_redirect_is_known_by_its_head_however_its_body_trickles(server: Server, pictures: Pictures) -> None:
+    server.on("GET /go", drip_redirect)
+    server.on("GET /there", answer(404, b""))
+    began = time.monotonic()
+    with pytest.raises(InputUnavailable, match="HTTP 404"):
+        pictures.get(f"{server.url}/go")
+    assert time.monotonic() - began < 2.5
+
+
+@pytest.mark.parametrize("target", [b"http://[/", b"//[", b"http://a:b/", b"\xff\xfe"])
+def test_a_redirect_to_nothing_is_no_bug_of_ours(server: Server, pictures: Pictures, target: bytes) -> None:
+    server.on("GET /go", b"HTTP/1.1 302 X\r\nContent-Length: 0\r\nLocation: " + target + b"\r\n\r\n")
+    with pytest.raises(InputUnavailable):
+        pictures.get(f"{server.url}/go")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 204, 304])
