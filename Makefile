@@ -6,7 +6,7 @@ LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet
 # Compiled once: each of the test's workers would compile and rewrite every test again, six seconds of CPU time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup up down status demo test test-slow drill soak compose-test bench docs lint lock clean
+.PHONY: help setup up down status demo test test-slow drill soak compose-test bench docs dashboards lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench: setup ## measure speed, CPU time and latency beside a naive system; about
 
 docs: .venv/.installed ## write docs/messages from the code, and the examples into docs/upstream.md
 	@$(PYTHON) -m deploy.contract
+
+dashboards: .venv/.installed ## write the dashboards again, and their pictures in docs/dashboards
+	@$(PYTHON) -m deploy.grafana --pictures
 
 lint: .venv/.installed ## check style, types and who imports whom
 	@$(PYTHON) -m ruff check .

@@ -1,13 +1,15 @@
 """The dashboards: what is committed is what the generator makes, and every query asks for series that exist."""
 
+import hashlib
 import itertools
 import json
 import re
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from deploy.grafana.__main__ import FOLDER, files
+from deploy.grafana.__main__ import FOLDER, PICTURES, files
 from deploy.prometheus import recorded, without_rules
 from shared.observe.catalog import CATALOGUE, PREFIX, Kind, Metric
 
@@ -55,7 +57,14 @@ def metric_of(series: str) -> Metric | None:
 
 def test_the_committed_files_are_what_the_generator_makes():
     made = files()
-    assert {name: (FOLDER / name).read_text() for name in BOARDS} == made, "run `python -m deploy.grafana`"
+    assert {name: (FOLDER / name).read_text() for name in BOARDS} == made, "run `make dashboards`"
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_the_picture_in_the_docs_shows_the_committed_dashboard(name):
+    with Image.open(PICTURES / name.replace(".json", ".png")) as picture:
+        drawn = picture.info["Description"]
+    assert drawn == hashlib.sha256((FOLDER / name).read_bytes()).hexdigest(), "run `make dashboards`"
 
 
 @pytest.mark.parametrize("panel", PANELS)
