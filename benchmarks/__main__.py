@@ -23,6 +23,7 @@ from benchmarks.gpu import measure_gpu, measure_many
 from benchmarks.orders import NotFinished
 from benchmarks.processes import NotStarted
 from benchmarks.throughput import measure_darkroom, measure_naive
+from deploy.local.interrupted import interruptible
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
 
@@ -140,7 +141,8 @@ def _parser() -> argparse.ArgumentParser:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        with interruptible():
+            sys.exit(main())
     except (StackProblem, NotStarted, NotFinished) as problem:
         sys.exit(str(problem))
     except KeyboardInterrupt:

@@ -29,6 +29,7 @@ from deploy.demo.running import (
     sheet_of,
 )
 from deploy.demo.system import NotStarted, System
+from deploy.local.interrupted import interruptible
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
 from shared.database.engine import connect
@@ -103,7 +104,8 @@ def _show(console: Console, stack: Stack, system: System, pictures: Path) -> boo
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        with interruptible():
+            sys.exit(main())
     except (StackProblem, NotStarted) as problem:
         sys.exit(str(problem))
     except KeyboardInterrupt:

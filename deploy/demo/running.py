@@ -8,6 +8,7 @@ import urllib.request
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -131,4 +132,5 @@ def keep(console: Console, stack: Stack, system: System) -> None:
         console.print(f"apis        {system.apis}/_sim/stats?log=0")
     for name, value in (system.settings if system.apis else stack.environment()).items():
         console.print(f"export {name}={value}", soft_wrap=True)
-    signal.sigwait({signal.SIGINT, signal.SIGTERM})
+    with suppress(KeyboardInterrupt):
+        signal.sigwait({signal.SIGINT, signal.SIGTERM})

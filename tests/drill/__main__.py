@@ -8,13 +8,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from deploy.local.interrupted import interruptible
 from deploy.local.problem import StackProblem
 from shared.terminal import table
 from tests.drill.lane import Report
 from tests.drill.matrix import MATRIX
 from tests.drill.run import run
 from tests.drill.table import HEADINGS, cells, write
-from tests.interrupted import interruptible
 
 
 def main() -> int:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from deploy.local.interrupted import interruptible
 from deploy.local.problem import StackProblem
 from services.ops.audit_apis import api_jobs_found
 from services.ops.audit_command import jobs_found, keys_lost
@@ -36,7 +37,6 @@ from tests.e2e.promises import owed
 from tests.e2e.system import System
 from tests.e2e.worker import end_all
 from tests.integration.api_lab import KEYS
-from tests.interrupted import interruptible
 from tests.servers import new_database, new_vhost, temporary_stack
 from tests.soak.faults import Faults
 from tests.soak.load import Load
