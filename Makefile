@@ -46,8 +46,9 @@ compose-test: .venv/.installed ## run docker-compose.yml under a name of its own
 bench: setup ## measure speed, CPU time and latency beside a naive system; about two minutes
 	@$(PYTHON) -m benchmarks
 
-docs: .venv/.installed ## write docs/messages from the code, and the examples into docs/upstream.md
+docs: .venv/.installed ## write docs/messages and docs/metrics.md from the code, and the examples into docs/upstream.md
 	@$(PYTHON) -m deploy.contract
+	@$(PYTHON) -m deploy.reference
 
 dashboards: .venv/.installed ## write the dashboards again, and their pictures in docs/dashboards
 	@$(PYTHON) -m deploy.grafana --pictures

@@ -1,6 +1,6 @@
 """Every metric of the system: its name, its labels with all their values, and the question it answers.
 
-Instruments, the README's table and the checks of dashboards and alerts are made from this one tuple. A label never
+Instruments, docs/metrics.md and the checks of dashboards and alerts are made from this one tuple. A label never
 holds an id, a key, a URL, a prompt or the text of an error. Renaming a metric breaks dashboards: keep both names for
 one release.
 """
@@ -455,7 +455,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
 
 
 def catalogue_table() -> str:
-    """The catalogue as a markdown table for the README: metric, type, labels, meaning, question."""
+    """The catalogue as a markdown table for docs/metrics.md: metric, type, labels, meaning, question."""
     lines = ["| metric | type | labels | meaning | question |", "|---|---|---|---|---|"]
     for metric in CATALOGUE:
         labels = "; ".join(_shown(label, values) for label, values in metric.labels.items())
