@@ -278,11 +278,14 @@ class Submit:
         return _settled(now, task) if gone else Done()
 
     def _keep(self, task: Task, provider: Provider, made: Succeeded) -> Verdict:
-        """A synchronous provider's pictures, stored in the same breath: nobody can ask for them again."""
-        if not self._insist(lambda: self._tasks.own_for(task, self._lease)):
-            return self._not_sent(task)
+        """A synchronous provider's pictures, stored in the same breath: nobody can ask for them again.
+
+        Tried for one lease, and each try has the row for a whole one: the last of them may take its time.
+        """
         ends = time.monotonic() + self._lease - MARGIN_SECONDS
         while True:
+            if not self._insist(lambda: self._tasks.own_for(task, self._lease)):
+                return self._not_sent(task)
             try:
                 pictures = provider.fetch(Job.of(task), made.outputs)
                 kept = self._stored(task, pictures)
