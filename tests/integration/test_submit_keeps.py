@@ -1,4 +1,4 @@
-"""Pictures of a synchronous provider: nobody can ask for them again, so whoever has them keeps the row until they lie."""
+"""Pictures of a synchronous provider: nobody can ask for them again, so whoever has them keeps the row meanwhile."""
 
 from collections.abc import Iterator
 from typing import Any
