@@ -46,11 +46,12 @@ class Collector:
         """
         canaries = [is_canary(delivery) for delivery in deliveries]
         letters = [letter_of(delivery) for delivery, is_one in zip(deliveries, canaries, strict=True) if not is_one]
-        recorded = self._letters.record(letters)
-        for stage, reason in recorded.fresh:
-            self._metrics.count("dead_letters_total", stage=stage, reason=reason)
-        if recorded.fresh:
-            log.info("dead letters recorded", extra={"new": len(recorded.fresh), "reopened": recorded.reopened})
+        for letter in self._letters.record(letters):
+            self._metrics.count("dead_letters_total", stage=letter.stage, reason=letter.reason)
+            about = {"task_id": str(letter.task_id)} if letter.task_id else {}
+            if trace_id := read_trace_id(letter.headers.get(HEADER)):
+                about["trace_id"] = trace_id
+            log.info("dead letter recorded", extra={"stage": letter.stage, "reason": letter.reason, **about})
         return [
             Done(then=answers_to(delivery)) if is_one else Done()
             for delivery, is_one in zip(deliveries, canaries, strict=True)

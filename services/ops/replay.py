@@ -15,6 +15,7 @@ from shared.database.tasks import Counter
 from shared.domain.errors import BrokerAway
 from shared.domain.messages import DEAD_LETTER, ORDER_PLACED, Message, event, permit
 from shared.domain.task import Status
+from shared.observe.trace import HEADER, read_trace_id, traceparent_of
 
 log = logging.getLogger(__name__)
 
@@ -172,14 +173,14 @@ class Replayer:
 def _message(replay_id: int, letter: StoredLetter) -> Message:
     """The letter's body on its way to `orders`. A replay that is repeated repeats the same message."""
     has_type = letter.message_type not in (None, DEAD_LETTER)
-    traceparent = letter.headers.get("traceparent")
+    trace_id = read_trace_id(letter.headers.get(HEADER))
     return Message(
         exchange="orders",
         routing_key="order.placed",
         type=str(letter.message_type) if has_type else ORDER_PLACED,
         body=(letter.body or "").encode(),
         message_id=str(uuid.uuid5(_NAMESPACE, str(replay_id))),
-        headers={"traceparent": traceparent} if traceparent else {},
+        headers={HEADER: traceparent_of(trace_id)} if trace_id else {},
     )
 
 

@@ -18,6 +18,7 @@ from shared.domain.messages import CheckTasks, Message, TaskRef, check, dead_let
 from shared.domain.outcome import FollowUp
 from shared.domain.task import Reason, Stage, Status, Task
 from shared.loop import keep_turning
+from shared.observe.logs import bound
 from shared.observe.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,8 @@ class Schedule:
         """
         for row, pool in self._fall_back():
             self._metrics.count("fallbacks_total", pool=row.pool)
-            log.info("order goes on elsewhere", extra={"task_id": str(row.id), "from": row.pool, "to": pool})
+            with bound(trace_id=row.trace_id, task_id=row.id):
+                log.info("order goes on elsewhere", extra={"from": row.pool, "to": pool})
         running = {b.pool for b in self._slots.backends() if b.wants_permits} & set(self._pools)
         ready = {pool: self._depth(submit_queue(pool)) for pool in sorted(running)}
         short = {pool: depth for pool, depth in ready.items() if depth < _PERMITS}

@@ -200,7 +200,8 @@ class Intake:
                 return Done(then=[] if read.problem else self._permits(task.pool))
             case ClaimResult.DUPLICATE:
                 self._count(task.pool, "duplicate", "duplicate")
-                log.info("duplicate order", extra={"task_id": str(task.id), "trace_id": read.claim.trace_id})
+                traces = {"trace_id": read.claim.trace_id, "dup_of_trace_id": task.trace_id}
+                log.info("duplicate order", extra={"task_id": str(task.id), **traces})
                 if delivery.redelivered and task.id in failed:
                     return self._buried(failed, task)
                 if delivery.redelivered and read.problem and task.status is Status.FAILED and task.due_at is not None:

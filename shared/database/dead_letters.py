@@ -85,14 +85,6 @@ class LetterFilter:
     limit: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """The letters that were new or are open again, one (stage, reason) each. reopened -- how many of them."""
-
-    fresh: Sequence[tuple[Stage, Reason]]
-    reopened: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayRow:
     """One row of `replays`."""
@@ -195,18 +187,23 @@ class DeadLetters:
         self._engine = engine
         self._actor = actor
 
-    def record(self, letters: Sequence[NewLetter]) -> Recorded:
-        """Every letter stands in the table, each once. Raises DatabaseAway: record again, nothing is doubled."""
+    def record(self, letters: Sequence[NewLetter]) -> Sequence[NewLetter]:
+        """Every letter stands in the table, each once; those that were new or are open again come back.
+
+        Raises DatabaseAway: record again, nothing is doubled.
+        """
         if not letters:
-            return Recorded((), 0)
+            return ()
         recorded = in_transaction(self._engine, lambda c: self._record(c, letters))
         crash_point(CrashPoint.LETTER_RECORDED)
         return recorded
 
-    def _record(self, c: sa.Connection, letters: Sequence[NewLetter]) -> Recorded:
+    def _record(self, c: sa.Connection, letters: Sequence[NewLetter]) -> Sequence[NewLetter]:
         ids = [str(letter.task_id) for letter in letters if letter.task_id is not None]
         pools = {row.id: row.pool for row in c.execute(_POOLS, {"ids": ids})} if ids else {}
-        rows = {row["identities"]: row for row in (_columns(letter, pools) for letter in letters)}
+        columns = [_columns(letter, pools) for letter in letters]
+        rows = {row["identities"]: row for row in columns}
+        letter_of = {row["identities"]: letter for row, letter in zip(columns, letters, strict=True)}
         there = {row.identity for row in c.execute(_KNOWN, {"identities": list(rows)})}
         c.execute(_LOCK_TASKS, {"ids": [row["task_ids"] for i, row in rows.items() if i not in there]})
         new = {row.identity for row in c.execute(_RECORD, _transposed(rows.values()))}
@@ -216,9 +213,7 @@ class DeadLetters:
             if row.was != "open":
                 detail = {"was": row.was, "reason": rows[row.identity]["reasons"]}
                 note_action(c, self._actor, "dead letter reopened", str(row.id), detail)
-        again = [row.identity for row in reopened]
-        fresh = [(Stage(rows[i]["stages"]), Reason(rows[i]["reasons"])) for i in (*new, *again)]
-        return Recorded(fresh, len(again))
+        return [letter_of[identity] for identity in (*new, *(row.identity for row in reopened))]
 
     def find(self, wanted: LetterFilter) -> Sequence[StoredLetter]:
         """The letters of the filter without their bodies, oldest first."""

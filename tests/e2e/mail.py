@@ -31,6 +31,8 @@ class Mail:
         self._topology = topology(pools)
         self._events: dict[str, dict[str, Any]] = {}
         self.copies_of_events = 0
+        #: event_id -> the traceparent its message carried.
+        self.traces: dict[str, str] = {}
         self.declare()
 
     def declare(self) -> None:
@@ -116,12 +118,13 @@ class Mail:
         """Every event so far, repeats left out by their event_id."""
         with self.channel() as channel:
             while True:
-                method, _, body = channel.basic_get(_SEEN, auto_ack=True)
+                method, properties, body = channel.basic_get(_SEEN, auto_ack=True)
                 if method is None:
                     break
                 event = json.loads(body)
                 self.copies_of_events += event["event_id"] in self._events
                 self._events[event["event_id"]] = event
+                self.traces[event["event_id"]] = properties.headers["traceparent"]
         return list(self._events.values())
 
     @staticmethod
