@@ -9,9 +9,10 @@ import pytest
 
 from shared.domain.errors import InputLater, InputUnavailable
 from shared.providers.inputs import Pictures
-from tests.integration.hostile_answers import drip_redirect
+from tests.integration.hostile_answers import Everywhere, Large, Script, drip_redirect, hostile_answers
 from tests.integration.scripted_server import Request, Server, answer, scripted_server
 
+HOSTILE = hostile_answers("a key")
 PHOTO = (Path(__file__).parents[2] / "deploy" / "photos" / "cat.jpg").read_bytes()
 
 
@@ -100,6 +101,16 @@ def test_a_redirect_to_nothing_is_no_bug_of_ours(server: Server, pictures: Pictu
     server.on("GET /go", b"HTTP/1.1 302 X\r\nContent-Length: 0\r\nLocation: " + target + b"\r\n\r\n")
     with pytest.raises(InputUnavailable):
         pictures.get(f"{server.url}/go")
+
+
+@pytest.mark.parametrize("script", HOSTILE.values(), ids=HOSTILE.keys())
+def test_whatever_a_server_answers_is_no_picture_soon_and_no_bug_of_ours(server: Server, script: Script) -> None:
+    pictures = Pictures(allow_private=True, read_seconds=0.3, limit_seconds=0.6)
+    server.routes = Everywhere(script.make() if isinstance(script, Large) else script)
+    began = time.monotonic()
+    with pytest.raises((InputUnavailable, InputLater)):
+        pictures.get(f"{server.url}/x.png")
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 204, 304])
