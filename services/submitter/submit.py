@@ -36,7 +36,7 @@ from shared.gathered import Gathered
 from shared.observe.logs import ContextPool, bound
 from shared.observe.metrics import Metrics
 from shared.pictures import BrokenPicture
-from shared.providers.base import Accepted, Failed, Gone, Job, Prepared, Provider, Succeeded, Unclear
+from shared.providers.base import Accepted, Failed, Gone, Job, Prepared, Provider, Repeat, Succeeded, Unclear
 from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
@@ -123,7 +123,6 @@ class Submit:
 
     def _try(self, task: Task, *, ask_first: bool) -> Verdict:
         provider = self._providers[task.backend or ""]
-        job = Job.of(task)
         if task.taken_over:
             self._metrics.count("claims_total", pool=self._pool, result="reclaimed")
         try:
@@ -132,13 +131,7 @@ class Submit:
             if not task.may_send:
                 why = f"{task.backend} takes no work now, and never got the job"
                 return self._back_to_pending(task, why, 0.0)
-            with self._may_post.on_the_way():
-                prepared = provider.prepare(job)
-                looked = self._begin_post(task, provider, prepared)
-            if looked is None:
-                return self._not_sent(task)
-            with self._record_job.on_the_way():
-                return self._answered(task, provider, self._post(task, provider, prepared, looked))
+            return self._send(task, provider)
         except AccountRefused as error:
             return self._refused(task, error)
         except ProviderBusy as error:
@@ -153,6 +146,16 @@ class Submit:
             return self._broken(task, provider, error) if error.was_answered else self._doubt(task, provider, error)
         except ProviderAway as error:
             return self._doubt(task, provider, error)
+
+    def _send(self, task: Task, provider: Provider) -> Verdict:
+        """Make the one POST, and record what was answered."""
+        with self._may_post.on_the_way():
+            prepared = provider.prepare(Job.of(task))
+            looked = self._begin_post(task, provider, prepared)
+        if looked is None:
+            return self._not_sent(task)
+        with self._record_job.on_the_way():
+            return self._answered(task, provider, self._post(task, provider, prepared, looked))
 
     def _answered(self, task: Task, provider: Provider, answer: Accepted | Succeeded | Failed) -> Verdict:
         match answer:
@@ -173,6 +176,8 @@ class Submit:
             case Accepted():
                 self._metrics.count("duplicates_suppressed_total", point="submit")
                 return self._record(task, provider, found)
+            case Repeat():
+                return self._repeat(task, provider, found)
             case Unclear(ask_in=float(seconds)):
                 log.warning("no trace of the job yet", extra={"backend": task.backend, "why": found.searched})
                 self._insist(lambda: self._tasks.own_for(task, seconds, looked=True))
@@ -185,6 +190,25 @@ class Submit:
                 return None
             case Unclear():
                 return self._fail(task, Reason.OUTCOME_UNKNOWN, found.searched)
+
+    def _repeat(self, task: Task, provider: Provider, found: Repeat) -> Verdict:
+        """The same POST under the same key. Until its answer names a job the first one may have made it, so the row
+        stays at this attempt, whose key is the only one that makes no second job.
+        """
+        wait = self._lease
+        try:
+            if task.may_send:
+                return self._send(task, provider)
+        except (ProviderRejected, InputUnavailable) as error:
+            return self._fail(task, Reason.OUTCOME_UNKNOWN, f"{found.searched}: {error}")
+        except AccountRefused as error:
+            self._close(task, error)
+        except ProviderBusy as error:
+            wait = self._keep_away(task, error)
+        except InputLater as error:
+            log.warning("input not there yet", extra={"why": str(error)})
+        self._insist(lambda: self._tasks.own_for(task, wait))
+        return Done()
 
     def _possible_double(self, task: Task, why: str) -> None:
         self._metrics.count("possible_double_total", backend=task.backend or "")
@@ -330,9 +354,12 @@ class Submit:
 
     def _refused(self, task: Task, error: AccountRefused) -> Verdict:
         """No order is at fault: it waits, and so do all others of this account."""
+        self._close(task, error)
+        return self._back_to_pending(task, str(error), 0.0, pool=following(task))
+
+    def _close(self, task: Task, error: AccountRefused) -> None:
         if self._insist(lambda: self._slots.refuse(task.backend or "", str(error))):
             log.error("account refused: its orders wait", extra={"backend": task.backend, "why": str(error)})
-        return self._back_to_pending(task, str(error), 0.0, pool=following(task))
 
     def _not_sent(self, task: Task) -> Verdict:
         """The row moved before anything was sent for it: a cancelled one owes no cancel and gives up its slot now."""
@@ -343,6 +370,11 @@ class Submit:
         return _settled(now, task)
 
     def _give_back(self, task: Task, error: ProviderBusy) -> Verdict:
+        wait = self._keep_away(task, error)
+        return self._back_to_pending(task, str(error), 0.0 if error.is_down else wait)
+
+    def _keep_away(self, task: Task, error: ProviderBusy) -> float:
+        """From a provider that is busy. Seconds that this row waits."""
         log.warning("provider busy", extra={"backend": task.backend, "why": str(error)})
         if error.is_down:
             self._down(task, error)
@@ -350,8 +382,7 @@ class Submit:
             log.warning("backend gets less at once", extra={"backend": task.backend, "limit": limit})
         if seconds := error.retry_after_seconds:
             self._insist(lambda: self._slots.pause(task.backend or "", None, str(error), seconds))
-        wait = error.retry_after_seconds or random.uniform(0, _BUSY_SECONDS)
-        return self._back_to_pending(task, str(error), 0.0 if error.is_down else wait)
+        return error.retry_after_seconds or random.uniform(0, _BUSY_SECONDS)
 
     def _wait_for_input(self, task: Task, error: InputLater) -> Verdict:
         """Not charged, since the provider was not asked; but a picture is asked for only as often as a job would be."""

@@ -16,6 +16,7 @@ __all__ = [
     "JobState",
     "Prepared",
     "Provider",
+    "Repeat",
     "Running",
     "Succeeded",
     "Unclear",
@@ -80,6 +81,16 @@ class Unclear:
     searched: str
     ask_in: float | None = None
     resend: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """The job may be there. The same POST under the same key makes no second one; a POST of another attempt would.
+
+    searched -- as of `Unclear`, for when the repeat does not tell
+    """
+
+    searched: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +178,10 @@ class Provider(Protocol):
         Raises ProviderBusy, AccountRefused, ProviderRejected, OutcomeUnknown.
         """
 
-    def recover(self, job: Job) -> Accepted | Gone | Unclear:
+    def recover(self, job: Job) -> Accepted | Gone | Repeat | Unclear:
         """What became of a POST whose answer nobody has; `job.sent` says what is known of it.
 
-        Accepted -- the job is there; Gone -- sending (again) makes no second job. Raises ProviderAway.
+        Accepted -- the job is there; Gone -- it was never made. Raises ProviderAway.
         """
 
     def check(self, jobs: Sequence[Job]) -> Mapping[uuid.UUID, JobState]:

@@ -30,7 +30,7 @@ from shared.domain.task import Reason
 from shared.observe.crash import CrashPoint, crash_point
 from shared.providers import templates
 from shared.providers.answers import Reading, read
-from shared.providers.base import Accepted, Failed, Gone, Job, JobState, Prepared, Running, Succeeded, Unclear
+from shared.providers.base import Accepted, Failed, Gone, Job, JobState, Prepared, Repeat, Running, Succeeded, Unclear
 from shared.providers.comfyui_http import Observe
 from shared.providers.http_calls import Calls, NoAnswer, NoConnection, Silence
 from shared.providers.inputs import NotThere, Pictures
@@ -201,7 +201,7 @@ class HttpApi:
 
     # -- after a doubt
 
-    def recover(self, job: Job) -> Accepted | Gone | Unclear:
+    def recover(self, job: Job) -> Accepted | Gone | Repeat | Unclear:
         found = recover_job(self, job)
         crash_point(CrashPoint.JOB_LOOKED_UP)
         return found

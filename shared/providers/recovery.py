@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Protocol
 
 from shared.providers import pointers
-from shared.providers.base import Accepted, Gone, Job, JobState, Unclear
+from shared.providers.base import Accepted, Gone, Job, JobState, Repeat, Unclear
 from shared.providers.table import Listing, Recovery, Table
 
 #: Clocks differ: a list is asked for so many seconds more on both sides.
@@ -46,7 +46,7 @@ def provider_seed(seed: int) -> int:
     return seed % 2**31
 
 
-def recover(api: Api, job: Job) -> Accepted | Gone | Unclear:
+def recover(api: Api, job: Job) -> Accepted | Gone | Repeat | Unclear:
     """See shared.providers.base.Provider.recover. Raises ProviderAway."""
     sent = job.sent
     if sent is None or (sent.posts == 0 and job.provider_job_id is None):
@@ -60,11 +60,11 @@ def recover(api: Api, job: Job) -> Accepted | Gone | Unclear:
         case Recovery.KEY_REPLAYS:
             key = api.table.key
             if key is not None and sent.age_seconds < key.ttl_s:
-                return Gone()  # not absent, but the same POST again makes no second job
+                return Repeat(_told(api, job, "it was sent again under the same key"))
             return unclear(api, job, "the key under which it was sent is too old to be sent again")
         case Recovery.KEY_REJECTS:
             if sent.posts < 2:
-                return Gone()
+                return Repeat(_told(api, job, "it was sent again under the same key"))
             return unclear(api, job, "it was sent again under the same key")
         case Recovery.LIST_PAYLOAD | Recovery.LIST_WEAK:
             return _by_list(api, job, settle)
