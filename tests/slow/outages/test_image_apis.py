@@ -113,7 +113,6 @@ def test_image_apis_that_cannot_be_reached_get_their_orders_when_they_can(
     system: System, hop: Hop, orders: list[Order], fault: str
 ) -> None:
     with nobody_dies(system):
-        held = hop.proxy.open
         getattr(hop.proxy, fault)()
         said = "provider busy" if fault == "refuse" else "provider gave no answer"
         before = noticed(system, said)
@@ -123,7 +122,6 @@ def test_image_apis_that_cannot_be_reached_get_their_orders_when_they_can(
         hop.proxy.heal()
         unknown = ended(system, orders)
     assert CERTAIN not in unknown
-    assert fault == "stall" or unknown.total() <= held, "a refused connection leaves no doubt"
 
 
 def test_half_open_connections_to_image_apis_are_given_up(system: System, hop: Hop, orders: list[Order]) -> None:
