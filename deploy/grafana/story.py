@@ -31,7 +31,8 @@ _BACKENDS: Final = {
 }
 _PER_MINUTE: Final = {"comfyui": 7.0, "openai_images": 9.0}
 _PERSISTED: Final = {"consume": ("submitter", "poller", "ops"), "schedule": ("poller",), "watch": ("poller",)}
-_FROM_PROCESS: Final = ("process_", "python_")
+#: What the real process would say of itself, which another machine says differently.
+_FROM_PROCESS: Final = ("process_", "python_", "darkroom_build_info")
 
 
 class Story:
@@ -42,9 +43,7 @@ class Story:
         queues = [queue.name for queue in topology(list(_PER_MINUTE)).queues]
         self._queues = queues
         self._metrics: dict[str, Metrics] = {
-            service: build(
-                service, pools=_PER_MINUTE, backends=_BACKENDS, queues=queues, revision="a1b2c3d", strict=True
-            )
+            service: build(service, pools=_PER_MINUTE, backends=_BACKENDS, queues=queues, strict=True)
             for service in SERVICES
         }
         self._waiting: dict[str, list[float]] = {pool: [] for pool in _PER_MINUTE}
@@ -74,6 +73,8 @@ class Story:
             submitter.count("claims_total", pool=pool, result="won")
             submitter.count("messages_total", queue="orders", result="acked")
             submitter.count("publishes_total", result="confirmed")
+            submitter.observe("publish_confirm_seconds", self._random.lognormvariate(-4.5, 0.6))
+            submitter.observe("message_handle_seconds", self._random.lognormvariate(-3.5, 0.5), queue="orders")
             if self._random.random() < 0.06:
                 submitter.count("duplicates_suppressed_total", point="claim")
         self._waiting[pool].sort()
@@ -103,6 +104,8 @@ class Story:
             self._call("poller", backend, "poll", 0.02)
             self._metrics["poller"].observe("poll_lag_seconds", self._random.uniform(0, 0.6), pool=pool)
             self._metrics["poller"].count("messages_total", queue=check_queue(pool), result="acked")
+            seconds = self._random.lognormvariate(-2.5, 0.6)
+            self._metrics["poller"].observe("message_handle_seconds", seconds, queue=check_queue(pool))
 
     def _end(self, backend: str, born: float, ended: float, *, is_broken: bool) -> None:
         pool, poller = _BACKENDS[backend][0], self._metrics["poller"]
@@ -188,6 +191,7 @@ class Story:
                         continue
                     labels = "".join(f',{name}="{value}"' for name, value in sample.labels.items())
                     yield f"{sample.name}{{{target}{labels}}} {float(sample.value)} {at}"
+            yield f'darkroom_build_info{{{target},version="0.1.0",revision="a1b2c3d",python="3.11"}} 1 {at}'
             memory = 92e6 + 9e6 * number + 1.5e6 * math.sin(at / 900 + number)
             cpu = (at - BEGIN) * (0.02 + 0.03 * number)
             yield f"process_resident_memory_bytes{{{target}}} {memory} {at}"

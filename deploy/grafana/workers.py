@@ -78,17 +78,32 @@ _MESSAGES: Final = [
         queries=[(rate("darkroom_messages_total", "queue"), "{{queue}}")],
     ),
     Panel(
+        title="Time in hand p95",
+        says="From a delivery's arrival to its verdict. Permits wait in hand for a slot; orders and checks should not.",
+        unit="s",
+        queries=[(quantile(0.95, "darkroom_message_handle_seconds", "queue"), "{{queue}}")],
+    ),
+    Panel(
         title="Redeliveries",
         says="Messages that came back because a worker ended with them in hand.",
         unit="ops",
         queries=[(rate("darkroom_message_redeliveries_total", "queue"), "{{queue}}")],
     ),
+]
+
+_PUBLISHING: Final = [
     Panel(
         title="Publishes",
         says="By what the broker answered. Anything but confirmed is tried again.",
         unit="ops",
         queries=[(rate("darkroom_publishes_total", "result"), "{{result}}")],
         colours={"confirmed": "green", "nacked": "red", "returned": "orange", "timeout": "red"},
+    ),
+    Panel(
+        title="Confirm p95",
+        says="From a publish to the broker's confirm. A slow disk of the broker shows here first.",
+        unit="s",
+        queries=[(quantile(0.95, "darkroom_publish_confirm_seconds", "job"), "{{job}}")],
     ),
     Panel(
         title="Rows taken over",
@@ -144,5 +159,13 @@ def workers() -> Json:
         "darkroom-workers",
         "darkroom: workers",
         "Are the processes well?",
-        rows([("Processes", 6, _PROCESSES), ("Loops", 8, _LOOPS), ("Messages", 8, _MESSAGES), ("Resources", 8, _HOST)]),
+        rows(
+            [
+                ("Processes", 6, _PROCESSES),
+                ("Loops", 8, _LOOPS),
+                ("Messages", 8, _MESSAGES),
+                ("Publishing and takeovers", 8, _PUBLISHING),
+                ("Resources", 8, _HOST),
+            ]
+        ),
     )

@@ -1,6 +1,7 @@
 """Publishing with pipelined confirms. A message leaves until it is confirmed, over any number of connections."""
 
 import logging
+import time
 from collections import Counter as Multiset
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -39,6 +40,8 @@ class Counter(Protocol):
 
     def count(self, name: str, amount: float = 1, /, **labels: str) -> None: ...
 
+    def observe(self, name: str, seconds: float, /, **labels: str) -> None: ...
+
     def set(self, name: str, value: float, /, **labels: str) -> None: ...
 
 
@@ -55,11 +58,12 @@ class _Batch:
 
 @dataclass(slots=True)
 class _Entry:
-    """losses -- connections lost in a row while it was on the wire"""
+    """losses -- connections lost in a row while it was on the wire; sent_at -- time.monotonic() of the last send"""
 
     message: Message
     batch: _Batch
     losses: int = 0
+    sent_at: float = 0.0
 
     @property
     def travels_alone(self) -> bool:
@@ -188,6 +192,7 @@ class Publisher:
                 continue
             crash_point(crash_points.sent, message)
             self._sent += 1
+            entry.sent_at = time.monotonic()
             self._unconfirmed[self._sent] = entry
 
     def _has_room_for(self, entry: _Entry) -> bool:
@@ -268,6 +273,7 @@ class Publisher:
             result = "returned" if returned else "confirmed" if ok else "nacked"
             self._metrics.count("publishes_total", result=result)
             if result == "confirmed":
+                self._metrics.observe("publish_confirm_seconds", time.monotonic() - entry.sent_at)
                 crash_point(crash_points.confirmed, entry.message)
                 self._count_down(entry.batch)
             else:

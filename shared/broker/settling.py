@@ -3,6 +3,7 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
@@ -98,6 +99,8 @@ class Settling:
                 messages.append(letter(in_hand.delivery, verdict))
             result = "dead_lettered" if isinstance(verdict, DeadLetter) else "acked"
             self._metrics.count("messages_total", queue=in_hand.delivery.queue, result=result)
+            seconds = time.monotonic() - in_hand.arrived
+            self._metrics.observe("message_handle_seconds", seconds, queue=in_hand.delivery.queue)
             if messages:
                 self._publisher.publish_now(
                     messages, partial(self._confirmed, in_hand, verdict), partial(self._unpublishable, in_hand, verdict)
