@@ -28,6 +28,7 @@ _DROPPED: Final = """
 | an outbox and its age | there is none: what a row still owes is in the row (`tasks_overdue{bound="follow_up"}`) |
 | rows rescued by a reaper | there is none: submitters take over what others left (`claims_total{result="reclaimed"}`) |
 | messages requeued | a worker never nacks; what comes back is `message_redeliveries_total` |
+| retries | they are moves: `transitions_total{from_status="processing",to_status="pending",result="applied"}` |
 | looks per job | a look asks for all jobs of a backend at once (`backend_requests_total{operation="poll"}`) |
 | completed, failed, cancelled tasks in `tasks` | counting them reads the whole table; they are counted as they end |
 | a circuit breaker | a backend's state in the table is one for all workers (`backend_up`, `pool_backends`) |
