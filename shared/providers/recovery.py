@@ -112,9 +112,12 @@ def _by_list(api: Api, job: Job, settle: float) -> Accepted | Gone | Unclear:
         return Accepted(ours[0])
     if sent.looks == 0:
         return Unclear(f"{where}, none with seed {seed_of(job)}", ask_in=settle)
-    if listing.proves and is_whole:
+    # A job whose input the provider has thrown away, or that is somebody else's, may be ours as far as anybody can tell.
+    seedless = [id_ for row, id_ in ids if pointers.first(row, [listing.seed]) is None]
+    if listing.proves and is_whole and not seedless:
         return Gone()
-    return unclear(api, job, f"{where}, twice, none with seed {seed_of(job)}; one that waits may not be listed")
+    why = f"these show no seed: {', '.join(seedless[:_NAMED])}" if seedless else "one that waits may not be listed"
+    return unclear(api, job, f"{where}, twice, none with seed {seed_of(job)}; {why}")
 
 
 def listed_seeds(

@@ -368,7 +368,7 @@ def test_a_list_with_our_seed_finds_the_job_or_after_two_looks_proves_it_absent(
     more = f'seed = "/input/seed"\nnext = "/next"\nproves = {str(proves).lower()}\n'
     api = provider(plain('recovery = "list_payload"', LIST + more), server.url)
     job = a_job(sent=sent())
-    others = [{"id": "o1", "input": {"seed": 1}}, {"id": "o2"}]
+    others = [{"id": "o1", "input": {"seed": 1}}, {"id": "o2", "input": {"seed": 2}}]
     page2 = {"rows": [{"id": "j9", "input": {"seed": seed_of(job)}}]}
     server.on("GET /page2", answer(200, page2))
     server.on("GET /jobs", answer(200, {"rows": others, "next": f"{server.url}/page2"}))
@@ -385,6 +385,18 @@ def test_a_list_with_our_seed_finds_the_job_or_after_two_looks_proves_it_absent(
 
     server.on("GET /jobs", answer(200, {"rows": others, "next": "a cursor"}))
     assert isinstance(api.recover(a_job(sent=sent(looks=1))), Unclear), "a list that was not read to its end"
+
+
+def test_a_listed_job_without_its_seed_may_be_ours_and_is_named(server: Server) -> None:
+    table = plain('recovery = "list_payload"', LIST + 'seed = "/input/seed"\nproves = true\n')
+    removed = {"id": "o2", "input": {}, "data_removed": True}
+    server.on("GET /jobs", answer(200, {"rows": [{"id": "o1", "input": {"seed": 1}}, removed]}))
+
+    found = provider(table, server.url).recover(a_job(sent=sent(looks=1)))
+
+    assert isinstance(found, Unclear)
+    assert found.ask_in is None
+    assert found.searched.endswith("; these show no seed: o2")
 
 
 def test_a_list_without_payload_names_the_candidates(server: Server) -> None:
