@@ -176,8 +176,10 @@ class Submit:
             case Accepted():
                 self._metrics.count("duplicates_suppressed_total", point="submit")
                 return self._record(task, provider, found)
-            case Repeat():
-                return self._repeat(task, provider, found)
+            case Repeat(may_double=may_double):
+                if may_double and task.may_send:
+                    self._possible_double(task, f"sent again: {found.searched}")
+                return self._repeat(task, provider, found.searched)
             case Unclear(ask_in=float(seconds)):
                 log.warning("no trace of the job yet", extra={"backend": task.backend, "why": found.searched})
                 self._insist(lambda: self._tasks.own_for(task, seconds, looked=True))
@@ -191,16 +193,16 @@ class Submit:
             case Unclear():
                 return self._fail(task, Reason.OUTCOME_UNKNOWN, found.searched)
 
-    def _repeat(self, task: Task, provider: Provider, found: Repeat) -> Verdict:
-        """The same POST under the same key. Until its answer names a job the first one may have made it, so the row
-        stays at this attempt, whose key is the only one that makes no second job.
+    def _repeat(self, task: Task, provider: Provider, searched: str) -> Verdict:
+        """The same POST while the first one may have made a job. Unless its own answer names one the doubt stays, and
+        so does the row: at this attempt, whose key is the only one that may be used again, and in this pool.
         """
         wait = self._lease
         try:
             if task.may_send:
                 return self._send(task, provider)
         except (ProviderRejected, InputUnavailable) as error:
-            return self._fail(task, Reason.OUTCOME_UNKNOWN, f"{found.searched}: {error}")
+            return self._fail(task, Reason.OUTCOME_UNKNOWN, f"{searched}; sent again: {error}")
         except AccountRefused as error:
             self._close(task, error)
         except ProviderBusy as error:
@@ -323,6 +325,8 @@ class Submit:
                     raise
             except (BrokenPicture, FileNotFoundError) as error:
                 return self._ended_badly(task, Failed(reason=Reason.NO_OUTPUTS, why=str(error), retryable=True))
+            except ProviderRejected as error:  # a picture that we do not take, of a job that was made
+                return self._ended_badly(task, Failed(reason=error.reason, why=str(error), retryable=False))
             else:
                 return self._complete(task, made, kept)
 

@@ -75,7 +75,7 @@ class Unclear:
 
     searched -- what was asked, for a person to read
     ask_in   -- seconds after which asking once more may tell; None: it never will
-    resend   -- the provider's table says that one more POST is worth a second bill
+    resend   -- it is sent again, as if there were none
     """
 
     searched: str
@@ -87,10 +87,12 @@ class Unclear:
 class Repeat:
     """The job may be there. The same POST under the same key makes no second one; a POST of another attempt would.
 
-    searched -- as of `Unclear`, for when the repeat does not tell
+    searched   -- as of `Unclear`, for when the repeat does not tell
+    may_double -- it may make a second one, which the provider's table says is worth its bill
     """
 
     searched: str
+    may_double: bool = False
 
 
 @dataclass(frozen=True, slots=True)

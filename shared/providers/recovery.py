@@ -60,11 +60,11 @@ def recover(api: Api, job: Job) -> Accepted | Gone | Repeat | Unclear:
         case Recovery.KEY_REPLAYS:
             key = api.table.key
             if key is not None and sent.age_seconds < key.ttl_s:
-                return Repeat(_told(api, job, "it was sent again under the same key"))
+                return Repeat(_told(api, job, "it may be sent again under the same key"))
             return unclear(api, job, "the key under which it was sent is too old to be sent again")
         case Recovery.KEY_REJECTS:
             if sent.posts < 2:
-                return Repeat(_told(api, job, "it was sent again under the same key"))
+                return Repeat(_told(api, job, "it may be sent again under the same key"))
             return unclear(api, job, "it was sent again under the same key")
         case Recovery.LIST_PAYLOAD | Recovery.LIST_WEAK:
             return _by_list(api, job, settle)
@@ -76,11 +76,13 @@ def recover(api: Api, job: Job) -> Accepted | Gone | Repeat | Unclear:
             return unclear(api, job, "this provider cannot be asked")
 
 
-def unclear(api: Api, job: Job, searched: str) -> Unclear:
+def unclear(api: Api, job: Job, searched: str) -> Repeat | Unclear:
     """It will never be known. Whether one more POST is worth a second bill, the table decides."""
     assert job.sent is not None  # noqa: S101 - nothing is unclear before something was sent
-    resend = api.table.on_unknown == "resubmit_once" and job.sent.posts < 2
-    return Unclear(_told(api, job, searched), resend=resend)
+    told = _told(api, job, searched)
+    if api.table.on_unknown == "resubmit_once" and job.sent.posts < 2:
+        return Repeat(told, may_double=True)
+    return Unclear(told)
 
 
 def _by_own_id(api: Api, job: Job, settle: float) -> Accepted | Gone | Unclear:
@@ -95,7 +97,7 @@ def _by_own_id(api: Api, job: Job, settle: float) -> Accepted | Gone | Unclear:
     return Gone()
 
 
-def _by_list(api: Api, job: Job, settle: float) -> Accepted | Gone | Unclear:
+def _by_list(api: Api, job: Job, settle: float) -> Accepted | Gone | Repeat | Unclear:
     listing, sent = api.table.listing, job.sent
     assert listing is not None  # noqa: S101 - the table was checked
     assert sent is not None  # noqa: S101 - see recover
@@ -112,7 +114,7 @@ def _by_list(api: Api, job: Job, settle: float) -> Accepted | Gone | Unclear:
         return Accepted(ours[0])
     if sent.looks == 0:
         return Unclear(f"{where}, none with seed {seed_of(job)}", ask_in=settle)
-    # A job whose input the provider has thrown away, or that is somebody else's, may be ours as far as anybody can tell.
+    # A job whose input the provider has thrown away, or that somebody else made, may be ours for all that is known.
     seedless = [id_ for row, id_ in ids if pointers.first(row, [listing.seed]) is None]
     if listing.proves and is_whole and not seedless:
         return Gone()

@@ -16,7 +16,7 @@ from shared.domain.messages import order_placed
 from shared.domain.retry import RetryPolicy
 from shared.domain.task import Reason, Status, Task
 from shared.observe.logs import ContextPool
-from shared.providers.base import Failed, Unclear
+from shared.providers.base import Failed, Succeeded, Unclear
 from shared.storage import Artifacts
 from tests.factories import MEASURED, FakeProvider, Rows, a_check, an_order, at_once, delivered, permits
 
@@ -183,6 +183,14 @@ def test_jobs_that_failed_are_tried_elsewhere_only_where_the_order_allows_it(
     assert (row.status, row.pool, row.attempt) == (status, pool, 2)
     assert row.charged == (2 if status is Status.FAILED else 0)
     assert len(outcome.then) == (2 if status is Status.FAILED else 0)  # type: ignore[union-attr]
+
+
+def test_a_picture_that_we_do_not_take_was_made_all_the_same(lab: Lab) -> None:
+    lab.provider("comfyui").answer = Succeeded(outputs=[{}])
+    lab.provider("comfyui").plan("fetch", ProviderRejected("a private address", reason=Reason.NO_OUTPUTS))
+    task = lab.order()
+    lab.start("comfyui")
+    assert (lab.now(task).status, lab.now(task).pool) == (Status.FAILED, "comfyui")
 
 
 def test_a_job_that_was_moderated_away_stays_where_it_is(lab: Lab) -> None:

@@ -11,7 +11,7 @@ from shared.domain.task import Reason, Stage, Status, Task
 from shared.providers.base import Job
 from shared.providers.recovery import seed_of
 from shared.providers.table import Table
-from tests.factories import permits
+from tests.factories import POOL, permits
 from tests.integration.api_lab import SHIPPED, a_picture, in_base64, plain, provider
 from tests.integration.scripted_server import Request, Server, answer, scripted_server
 from tests.integration.submit_lab import Lab, names
@@ -120,6 +120,25 @@ def test_a_table_that_pays_once_more_sends_again_once_and_then_parks(lab: ApiLab
     row = lab.now(task)
     assert (row.reason, lab.posts(), lab.attempt(task).posts) == (Reason.OUTCOME_UNKNOWN, 2, 2)
     assert "sent 2 times" in (row.detail or "")
+
+
+@pytest.mark.parametrize("refusal", [answer(422, {}), answer(402, {}), answer(429, {})])
+def test_what_was_sent_once_more_and_refused_is_still_in_doubt_and_stays_in_its_pool(
+    lab: ApiLab, server: Server, refusal: bytes
+) -> None:
+    lab.serve(plain('on_unknown = "resubmit_once"'))
+    server.on("POST /jobs", hung_up, refusal)
+    task = lab.order(pools=[POOL, "another"])
+    lab.handle()
+    lab.handle()
+    lab.slots.resume("gpu-1", "ann")
+    if lab.now(task).status is Status.SUBMITTING:
+        lab.let_lease_end(task)
+        lab.handle()
+
+    row = lab.now(task)
+    assert (row.reason, row.pool, row.attempt) == (Reason.OUTCOME_UNKNOWN, POOL, 1)
+    assert lab.posts() == 2
 
 
 def test_a_list_that_proves_finds_the_job_whose_answer_was_lost(lab: ApiLab, server: Server) -> None:

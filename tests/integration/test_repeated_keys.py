@@ -79,7 +79,7 @@ def test_a_repeat_that_is_refused_is_left_to_a_person(lab: ApiLab, server: Serve
     row = lab.now(task)
     assert (row.status, row.reason) == (Status.FAILED, Reason.OUTCOME_UNKNOWN)
     assert "gpu-1: sent 1 time from" in (row.detail or "")
-    assert "it was sent again under the same key: HTTP 422" in (row.detail or "")
+    assert "under the same key; sent again: HTTP 422" in (row.detail or "")
     assert len(set(keys(server))) == 1
 
 
