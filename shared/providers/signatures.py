@@ -82,6 +82,8 @@ class Signatures:
             key = base64.b64decode(secret, validate=True)
         except binascii.Error:
             return False
+        if not key:  # what is signed with nothing is signed by anybody
+            return False
         signed = f"{id_}.{moment}.".encode("latin-1", "replace") + body
         ours = b"v1," + base64.b64encode(hmac.digest(key, signed, "sha256"))
         given = headers.get("webhook-signature", "").encode("latin-1", "replace").split()

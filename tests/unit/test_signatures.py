@@ -1,5 +1,7 @@
 """Who signed a callback: the published example of Standard Webhooks, and all that must not fit."""
 
+import base64
+import hmac
 from collections.abc import Mapping
 
 import pytest
@@ -41,6 +43,13 @@ def test_another_body_key_or_moment_does_not_fit() -> None:
     assert not fits(HEADERS, secret="whsec_no base64")
     assert not fits(HEADERS, now=MOMENT + TOLERANCE_SECONDS + 1)
     assert not fits(HEADERS, now=MOMENT - TOLERANCE_SECONDS - 1)
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_"])
+def test_without_a_secret_nothing_fits(secret: str) -> None:
+    signed = f"{HEADERS['webhook-id']}.{MOMENT}.".encode() + BODY
+    by_anybody = "v1," + base64.b64encode(hmac.digest(b"", signed, "sha256")).decode()
+    assert not fits(HEADERS | {"webhook-signature": by_anybody}, secret=secret)
 
 
 def test_the_job_is_named_by_a_text_that_can_be_kept() -> None:
