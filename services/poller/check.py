@@ -38,7 +38,7 @@ from shared.domain.task import Reason, Stage, Status, Task
 from shared.observe.logs import ContextPool, bound
 from shared.observe.metrics import Metrics
 from shared.pictures import BrokenPicture
-from shared.providers.base import Failed, Gone, Job, JobState, Provider, Running, Succeeded
+from shared.providers.base import Failed, Gone, Job, JobState, Provider, Repeat, Running, Succeeded, Unclear
 from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
@@ -200,8 +200,26 @@ class Check:
         elif row.is_past_deadline and row.status is Status.PENDING:
             self._fail(row, Reason.DEADLINE, "the deadline passed while the order waited", found)
         elif row.is_past_deadline and row.status is Status.SUBMITTING and row.free_at <= row.now:
-            # Whether a job exists is not known; a cancel by job_key ends it if it does.
+            if (doubt := self._doubt(row)) is not None:
+                self._fail(row, Reason.OUTCOME_UNKNOWN, f"{doubt}; the deadline passed", found)
+                return
+            # A cancel by its id or by job_key ends the job if there is one.
             self._fail(row, Reason.DEADLINE, "the deadline passed while submitting", found, cancel_owed=True)
+
+    def _doubt(self, row: Task) -> str | None:
+        """What was searched for a job that may have been made, when its provider cannot tell."""
+        provider, sent = self._providers.get(row.backend or ""), self._tasks.sent(row)
+        if provider is None or sent.posts == 0:
+            return None
+        try:
+            found = provider.recover(Job.of(row, sent))
+        except ProviderAway:
+            return None
+        match found:
+            case Repeat(searched=searched) | Unclear(searched=searched, resend=False):
+                return searched
+            case _:
+                return None
 
     def _pay(self, row: Task, found: _Found) -> None:
         """The follow-up of a final row: its last word until that is confirmed, the cancel until nothing runs."""

@@ -13,7 +13,7 @@ from shared.domain.messages import permit
 from shared.domain.outcome import DeadLetter, Done, FollowUp
 from shared.domain.task import Reason, Status
 from shared.pictures import BrokenPicture
-from shared.providers.base import Gone, Job, JobState, Running, Succeeded
+from shared.providers.base import Gone, Job, JobState, Running, Succeeded, Unclear
 from tests.factories import MEASURED, at_once, delivered
 from tests.integration.check_lab import Lab, all_columns, broken, names
 
@@ -201,6 +201,20 @@ def test_a_submitting_row_past_the_deadline_waits_for_its_lease_and_is_then_canc
     assert (lab.now(task).status, lab.now(task).stage) == (Status.FAILED, "submit")
     assert names(outcome) == ["submit.dead", "order.failed"]
     assert [job.job_key for job in lab.provider.cancelled] == [task.job_key]
+
+
+def test_a_doubt_past_the_deadline_is_told_as_one_when_the_provider_cannot_settle_it(lab: Lab) -> None:
+    lab.provider.unclear = Unclear("gpu-1: sent 1 time; this provider cannot be asked")
+    task = lab.submitting()
+    assert lab.tasks.may_post([(task, "hash")], 60) == [True]
+    lab.age(task, deadline_at=1, free_at=1)
+
+    outcome = lab.look(task)
+
+    row = lab.now(task)
+    assert (row.status, row.reason) == (Status.FAILED, Reason.OUTCOME_UNKNOWN)
+    assert row.detail == "gpu-1: sent 1 time; this provider cannot be asked; the deadline passed"
+    assert names(outcome) == ["submit.dead", "order.failed"]
 
 
 @pytest.mark.parametrize(
