@@ -37,7 +37,7 @@ _GATHER_SECONDS: Final = 0.05
 class Alive(Protocol):
     """What the watcher needs of a provider."""
 
-    def is_alive(self) -> bool: ...
+    def is_alive(self) -> bool | None: ...
 
 
 class Watch:
@@ -101,7 +101,7 @@ class Watch:
         alive = self._provider.is_alive()
         if alive:
             self._is_up()
-        return alive
+        return alive is not False
 
     def _is_up(self) -> None:
         """It answers. So does a frozen one, behind a proxy even on a new connection: check lifts that, or a person."""

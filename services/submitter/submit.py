@@ -221,10 +221,10 @@ class Submit:
         try:
             answer = provider.submit(prepared)
         except ProviderRejected:
-            self._account_is_good(task)
+            self._was_answered(task)
             raise
         else:
-            self._account_is_good(task)
+            self._was_answered(task)
             return answer
         finally:
             if time.monotonic() - looked > self._lease - FRESH_SECONDS:
@@ -232,10 +232,10 @@ class Submit:
                 # another owner may have found nothing and sent the job too.
                 self._possible_double(task, "the POST took longer than the lease")
 
-    def _account_is_good(self, task: Task) -> None:
-        """The provider looked at an order of this account."""
+    def _was_answered(self, task: Task) -> None:
+        """The provider looked at an order of this account, and said so."""
         name = task.backend or ""
-        if task.is_probe and self._insist(lambda: self._slots.set_health(name, "up", only_from="refused")):
+        if task.is_probe and self._insist(lambda: self._slots.reopen(name)):
             log.info("backend health changed", extra={"backend": name, "health": "up"})
 
     def _doubt(self, task: Task, provider: Provider, error: ProviderAway | OutcomeUnknown) -> Verdict:
@@ -244,9 +244,17 @@ class Submit:
         if isinstance(error, OutcomeUnknown) and (error.may_arrive or error.ask_in is not None):
             seconds = self._lease if error.ask_in is None else error.ask_in
             self._insist(lambda: self._tasks.own_for(task, seconds, looked=error.may_arrive))
-        if not provider.is_alive():
-            self._down(task, error)
+        match provider.is_alive():
+            case False:
+                self._down(task, error)
+            case None if isinstance(error, OutcomeUnknown):
+                self._silent(task, error)
         return Done()
+
+    def _silent(self, task: Task, error: OutcomeUnknown) -> None:
+        """Each order sent to a provider that loses its answers may end in doubt, so after a few the others wait."""
+        if self._insist(lambda: self._slots.doubt(task.backend or "", str(error))):
+            log.error("answers are lost: orders wait", extra={"backend": task.backend, "why": str(error)})
 
     def _broken(self, task: Task, provider: Provider, error: OutcomeUnknown) -> Verdict:
         """The provider answered with an error of its own. When it has no job either, that used up a try."""

@@ -41,7 +41,7 @@ backends: Final = sa.Table(
     _maybe("rate_starts", sa.Integer, sa.CheckConstraint("rate_starts >= 1")),
     _maybe("rate_seconds", DOUBLE_PRECISION, sa.CheckConstraint("rate_seconds > 0")),
     _column("enabled", sa.Boolean),
-    _column("health", sa.Text, sa.CheckConstraint("health in ('up', 'down', 'frozen', 'refused')")),
+    _column("health", sa.Text, sa.CheckConstraint("health in ('up', 'down', 'frozen', 'refused', 'silent')")),
     _maybe("health_detail", sa.Text),
     _column("health_changed_at", _MOMENT),
     _maybe("paused_until", _MOMENT),
@@ -52,8 +52,11 @@ backends: Final = sa.Table(
     _maybe("limit_now", sa.Integer, sa.CheckConstraint("limit_now >= 1")),
     _maybe("limit_since", _MOMENT),
     _maybe("limit_cut_at", _MOMENT),
+    _column("doubts", sa.Integer, sa.CheckConstraint("doubts >= 0")),
+    _maybe("doubted_at", _MOMENT),
     sa.CheckConstraint("(rate_starts is null) = (rate_seconds is null)"),
     sa.CheckConstraint("limit_now is null or limit_since is not null"),
+    sa.CheckConstraint("doubts = 0 or doubted_at is not null"),
 )
 
 capacities: Final = sa.Table(

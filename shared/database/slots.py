@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 
 from shared.database.actions import note_action
+from shared.database.doubts import note_doubt
 from shared.database.engine import in_transaction
 from shared.database.limits import STARTED, halve, widened
 from shared.database.rows import PRIORITIES, TASK, task_of
@@ -50,7 +51,7 @@ class Backend:
         """Whether it takes work, and whose business it is when it does not; a removed one is paused for good."""
         if self.takes_work:
             return "working"
-        return "away" if self.enabled and self.health in ("down", "frozen") else "paused"
+        return "away" if self.enabled and self.health in ("down", "frozen", "silent") else "paused"
 
     @property
     def wants_permits(self) -> bool:
@@ -69,13 +70,13 @@ class Taken:
     none_left: bool
 
 
-#: A refused account is tried again with one order, at first after so long and then after twice as long each time.
+#: A backend that is refused or silent is tried with one order, at first after so long, then twice as long each time.
 FIRST_PROBE_SECONDS: Final = 60.0
 LONGEST_PROBE_SECONDS: Final = 900.0
 
 _LOCK: Final = sa.text("""
-select name, capacity, limit_now, rate_starts, health = 'refused' as is_refused from backends
-where pool = :pool and enabled and (health = 'up' or health = 'refused' and probe_at <= now())
+select name, capacity, limit_now, rate_starts, health <> 'up' as is_closed from backends
+where pool = :pool and enabled and (health = 'up' or health in ('refused', 'silent') and probe_at <= now())
     and coalesce(paused_until <= now(), true) and (cast(:known as text[]) is null or name = any(:known))
 order by name for update
 """)
@@ -154,7 +155,7 @@ _ALL: Final = sa.text("""
 select b.name, b.pool, b.adapter, b.url, b.capacity, least(b.capacity, b.limit_now) as limit, b.max_run_seconds,
     b.enabled, b.health, b.health_detail,
     coalesce(b.paused_until > now(), false) as is_paused, b.pause_reason,
-    coalesce(b.health = 'refused' and b.probe_at <= now(), false) as is_probe_due,
+    coalesce(b.health in ('refused', 'silent') and b.probe_at <= now(), false) as is_probe_due,
     (select count(*) from tasks t where t.backend = b.name
         and (t.status in ('submitting', 'processing') or t.cancel_owed)) as in_flight,
     (select count(*) from tasks t where t.backend = b.name
@@ -255,11 +256,11 @@ class Slots:
             begun: dict[str, Any] = {name: [column[i] for i in new] for name, column in columns.items()}
             del begun["versions"]
             c.execute(_BEGIN_ATTEMPTS, begun | {"seeds": [seed_for(keys[i]) for i in new]})
-        refused = {name for name, room in rooms.items() if room.is_refused}
-        if probed := refused & {row.backend for row in rows}:
+        closed = {name for name, room in rooms.items() if room.is_closed}
+        if probed := closed & {row.backend for row in rows}:
             c.execute(_PROBED, {"names": sorted(probed), "longest": LONGEST_PROBE_SECONDS})
         return [
-            task_of(row, taken_over=row.id in over, may_send=row.backend in rooms, is_probe=row.backend in refused)
+            task_of(row, taken_over=row.id in over, may_send=row.backend in rooms, is_probe=row.backend in closed)
             for row in rows
         ]
 
@@ -302,7 +303,7 @@ class Slots:
         return in_transaction(self._engine, lambda c: frozenset(c.execute(statement).scalars()))
 
     def set_health(self, name: str, health: str, detail: str | None = None, *, only_from: str | None = None) -> bool:
-        """up, down, frozen or refused; True when that changed it. only_from -- leave it alone unless it is this."""
+        """up, down or frozen; True when that changed it. only_from -- leave it alone unless it is this."""
         statement = sa.text("""
             update backends set health = :health, health_detail = :detail, health_changed_at = now()
             where name = :name and health <> :health and (cast(:only_from as text) is null or health = :only_from)
@@ -315,10 +316,23 @@ class Slots:
         statement = sa.text("""
             update backends set health = 'refused', health_detail = :detail, health_changed_at = now(),
                 probe_seconds = :first, probe_at = now() + cast(:first as float8) * interval '1 second'
-            where name = :name and health = 'up'
+            where name = :name and health in ('up', 'silent')
         """)
         values = {"name": name, "detail": detail[:1000], "first": FIRST_PROBE_SECONDS}
         return in_transaction(self._engine, lambda c: c.execute(statement, values).rowcount == 1)
+
+    def doubt(self, name: str, why: str) -> bool:
+        """The answer to a POST was lost. True when it was one too many in a row: no order but a probe goes there."""
+        work = partial(note_doubt, name=name, why=why, first_probe_seconds=FIRST_PROBE_SECONDS)
+        return in_transaction(self._engine, work)
+
+    def reopen(self, name: str) -> bool:
+        """A probe was answered: it is `up` again. True when that changed it."""
+        statement = sa.text("""
+            update backends set health = 'up', health_detail = null, health_changed_at = now(), doubts = 0
+            where name = :name and health in ('refused', 'silent')
+        """)
+        return in_transaction(self._engine, lambda c: c.execute(statement, {"name": name}).rowcount == 1)
 
     def freeze(self, name: str, job_key: uuid.UUID | None) -> bool:
         """Its worker is dead: this job cannot be cancelled. True when that is news."""
@@ -354,12 +368,12 @@ class Slots:
         return in_transaction(self._engine, work)
 
     def resume(self, name: str, by_whom: str) -> bool:
-        """Give it work again, also when it was frozen or refused; False when no such backend."""
+        """Give it work again, also when it was frozen, refused or silent; False when no such backend."""
         statement = sa.text("""
-            update backends set paused_until = null, pause_reason = null,
-                health = case when health in ('frozen', 'refused') then 'up' else health end,
-                health_detail = case when health not in ('frozen', 'refused') then health_detail end,
-                health_changed_at = case when health in ('frozen', 'refused') then now() else health_changed_at end
+            update backends set paused_until = null, pause_reason = null, doubts = 0,
+                health = case when health = 'down' then health else 'up' end,
+                health_detail = case when health = 'down' then health_detail end,
+                health_changed_at = case when health in ('up', 'down') then health_changed_at else now() end
             where name = :name
         """)
         return self._by_hand(statement, {"name": name}, by_whom, "backend resume", {})
@@ -387,7 +401,7 @@ class _Room:
     capacity: int
     load: int
     starts: int
-    is_refused: bool = False
+    is_closed: bool = False
 
     @property
     def free(self) -> int:
@@ -412,9 +426,9 @@ def _rooms(c: sa.Connection, pool: str, known: list[str] | None) -> dict[str, _R
             load=live.get(b.name, 0),
             starts=min(
                 b.capacity if b.rate_starts is None else b.rate_starts - started[b.name],
-                1 if b.is_refused else b.capacity,
+                1 if b.is_closed else b.capacity,
             ),
-            is_refused=b.is_refused,
+            is_closed=b.is_closed,
         )
         for b in backends
     }

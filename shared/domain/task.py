@@ -183,7 +183,7 @@ class Task:
     taken_over: bool = False
     #: False only on such a row whose backend takes no work: the provider may be asked, and sent nothing.
     may_send: bool = True
-    #: True only on a row that `take` handed out to see whether its backend's account is good again.
+    #: True only on a row that `take` handed out to see whether its backend answers orders again.
     is_probe: bool = False
 
     @property

@@ -349,7 +349,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
     Metric(
         name="backend_up",
         kind=Kind.GAUGE,
-        help="1 when the last look at the backend found it up; 0: down, frozen or refused.",
+        help="1 when the last look at the backend found it up; 0: down, frozen, refused or silent.",
         question="Which server needs a person?",
         services=("ops",),
         labels={"backend": Configured.BACKEND},
@@ -374,7 +374,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
         name="pool_backends",
         kind=Kind.GAUGE,
         help="Backends of the pool by whether they take work: working, paused (by a person, or by the provider's own"
-        " word), away (down or frozen).",
+        " word), away (down, frozen or silent).",
         question="Can the pool make anything at all?",
         services=("ops",),
         labels={"pool": Configured.POOL, "state": BACKEND_STATES},

@@ -204,5 +204,5 @@ class Provider(Protocol):
     def cancel(self, job: Job) -> bool:
         """Cancel by id, queued or running. True: it is not queued or running any more. Raises ProviderAway."""
 
-    def is_alive(self) -> bool:
-        """Whether the server answers at all. Never raises."""
+    def is_alive(self) -> bool | None:
+        """Whether the server answers at all; None: no question short of an order would tell. Never raises."""

@@ -303,9 +303,8 @@ class HttpApi:
         crash_point(CrashPoint.JOB_CANCELLED)
         return True
 
-    def is_alive(self) -> bool:
+    def is_alive(self) -> None:
         """An API has no question that costs nothing and proves something; a provider away is noticed by its calls."""
-        return True
 
     # -- addresses
 

@@ -53,7 +53,7 @@ class TableLab(Lab):
         super().__init__(url, lease_seconds=5)  # longer than the longest call
         # One database for many tests: a new one costs more than most of them.
         self.sql("truncate tasks cascade")
-        self.sql("update backends set health = 'up', paused_until = null, probe_at = null")
+        self.sql("update backends set health = 'up', paused_until = null, probe_at = null, doubts = 0")
         self.name = name
         self.apis = apis
         self.api = quick_provider(name, apis)
