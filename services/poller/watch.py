@@ -94,7 +94,8 @@ class Watch:
         except (OSError, websocket.WebSocketException) as error:
             log.info("websocket gone", extra={"backend": self._name, "why": str(error)})
         finally:
-            socket.close()
+            # Not `close`, which waits 3 s for an answer from whoever has just given none.
+            socket.shutdown()  # type: ignore[no-untyped-call]  # its annotations are partial
 
     def _is_alive(self) -> bool:
         """Whether the server answers; one that was down is up again then."""
