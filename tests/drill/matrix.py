@@ -62,7 +62,7 @@ MATRIX: Final = (
     Drill(_.LETTER_CONFIRMED, _S),
     Drill(_.FOLLOW_UP_CLEARING, _S),
     Drill(_.FOLLOW_UP_CLEARED, _S),
-    Drill(_.DUE_TAKEN, _P, 2),
+    Drill(_.DUE_TAKEN, _P),
     Drill(_.CHECK_SENT, _P, 2),
     Drill(_.CHECK_CONFIRMED, _P, 2),
     Drill(_.PERMIT_SENT, _P),
