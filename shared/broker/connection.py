@@ -4,7 +4,6 @@ import logging
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -46,8 +45,6 @@ class IOThread:
         self.loop = IOLoop()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._stopping = False
-        self._work: deque[Callable[[], None]] = deque()
-        self._is_woken = False
         self._recoveries: list[Callable[[], None]] = []
 
     def start(self) -> None:
@@ -59,10 +56,7 @@ class IOThread:
 
     def run(self, work: Callable[[], None]) -> None:
         """Have `work` run on the I/O thread soon; order is kept. From any thread."""
-        self._work.append(work)
-        if not self._is_woken:  # the loop is woken once for all that comes until it looks
-            self._is_woken = True
-            self.loop.add_callback_threadsafe(self._turn)
+        self.loop.add_callback_threadsafe(partial(self._attempt, work))
 
     def later(self, seconds: float, work: Callable[[], None]) -> None:
         """On the I/O thread only."""
@@ -75,11 +69,6 @@ class IOThread:
 
     def join(self, within_seconds: float) -> None:
         self._thread.join(within_seconds)
-
-    def _turn(self) -> None:
-        self._is_woken = False  # first: what is appended from here on wakes the loop again
-        for _ in range(len(self._work)):  # what these append has its turn after the loop's other business
-            self._attempt(self._work.popleft())
 
     def _attempt(self, work: Callable[[], None]) -> None:
         """The loop is sound after a bug; what the bug left undone comes back over new connections."""
