@@ -31,7 +31,8 @@ from shared.providers.comfyui import MAX_PICTURE_BYTES
 from shared.providers.comfyui_http import Timings
 from shared.providers.inputs import Pictures
 from shared.providers.registry import BackendConfig, InvalidBackends, Tools, build, load_backends, load_fallbacks
-from shared.providers.table import Table, load_tables
+from shared.providers.table import Table
+from shared.providers.table_files import load_tables
 from shared.providers.workflow import Workflows, load_workflows
 
 log = logging.getLogger(__name__)

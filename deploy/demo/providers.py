@@ -35,7 +35,7 @@ from shared.database.tasks import Tasks
 from shared.domain.messages import Order
 from shared.domain.task import Reason, Status, Task
 from shared.observe import metrics
-from shared.providers.table import load_tables
+from shared.providers.table_files import load_tables
 
 _COMFYUI_ORDERS: Final = 8
 _WORDS: Final = ("a lighthouse in fog", "two foxes, woodcut", "a bakery at dawn", "rain on a tin roof, watercolour")

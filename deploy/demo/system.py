@@ -13,7 +13,7 @@ from typing import Final
 
 from deploy.local.ports import LOOPBACK, free_port
 from deploy.local.stack import ROOT, Stack
-from shared.providers.table import CATALOG
+from shared.providers.table_files import CATALOG
 
 _START_SECONDS: Final = 60.0
 _STOP_SECONDS: Final = 20.0

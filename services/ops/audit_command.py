@@ -25,7 +25,8 @@ from shared.domain.errors import BrokerAway, ProviderAway, StorageAway
 from shared.domain.task import Stage
 from shared.providers.base import KnownJob
 from shared.providers.registry import LISTS
-from shared.providers.table import InvalidTables, Table, load_tables
+from shared.providers.table import InvalidTables, Table
+from shared.providers.table_files import load_tables
 from shared.storage import Artifacts
 from shared.terminal import AsJson, Quiet, fail, print_json, printable, settings, table, tell
 

@@ -22,7 +22,8 @@ from shared.domain.task import Stage
 from shared.providers.comfyui_examine import examine_comfyui
 from shared.providers.http_examine import examine_api
 from shared.providers.registry import BackendConfig, InvalidBackends, build, load_backends
-from shared.providers.table import InvalidTables, Table, load_tables
+from shared.providers.table import InvalidTables, Table
+from shared.providers.table_files import load_tables
 from shared.providers.workflow import InvalidWorkflows, Workflows, load_workflows
 from shared.service import tools_of
 from shared.storage import Artifacts

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from shared.providers.samples import Judged, judge, sample_file
-from shared.providers.table import InvalidTables, Table, load_tables, read_tables
+from shared.providers.table import InvalidTables, Table
+from shared.providers.table_files import load_tables, read_tables
 from shared.terminal import AsJson, fail, plain, print_json, settings, table, tell
 
 provider_app = typer.Typer(no_args_is_help=True, help="The tables of the API providers.")

@@ -27,7 +27,7 @@ from shared.domain.messages import Artifact, Order, order_placed
 from shared.domain.task import Status
 from shared.observe.trace import new_trace_id, traceparent_of
 from shared.providers.registry import load_backends
-from shared.providers.table import load_tables
+from shared.providers.table_files import load_tables
 from shared.providers.workflow import load_workflows
 from shared.terminal import AsJson, Quiet, fail, print_json, printable, seconds_of, settings, tell
 

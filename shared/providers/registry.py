@@ -40,7 +40,8 @@ from shared.providers.comfyui_http import Observe, Timings
 from shared.providers.comfyui_jobs import known_jobs
 from shared.providers.http_api import HttpApi
 from shared.providers.inputs import Pictures
-from shared.providers.table import InvalidTables, Table, host_and_port, load_tables
+from shared.providers.table import InvalidTables, Table, host_and_port
+from shared.providers.table_files import load_tables
 from shared.providers.workflow import Workflows
 
 #: Backends appear as a label in metrics.

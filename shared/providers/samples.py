@@ -8,7 +8,8 @@ from typing import Any, Final
 
 from shared.providers import pointers
 from shared.providers.answers import Answer, Reading, no_answer, read
-from shared.providers.table import CATALOG, Phase, Table
+from shared.providers.table import Phase, Table
+from shared.providers.table_files import CATALOG
 
 SAMPLES: Final = CATALOG / "samples"
 _PHASES: Final[Mapping[str, Phase]] = {

@@ -1,27 +1,22 @@
 """What a provider's table may say: how its API is called, read, and asked after a lost answer. See docs/providers.md.
 
-Pure but for `load_tables`. A table never holds a secret: `${NAME}` stands for a variable of the environment, is put in
-when a backend is built (`Table.for_use`), and is shown nowhere.
+Pure; `table_files` reads them. A table never holds a secret: `${NAME}` stands for a variable of the environment, is
+put in when a backend is built (`Table.for_use`), and is shown nowhere.
 """
 
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from shared.domain.errors import DarkroomError
 from shared.domain.rate import Rate
 from shared.providers import pointers, templates
 from shared.providers.table_inputs import Input
 
-#: The tables that come with the product.
-CATALOG: Final = Path(__file__).parent / "catalog"
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "DELETE"})
 _ABSOLUTE: Final = re.compile(r"(?<= )https://[^/?]+(?=[/?])")
@@ -438,61 +433,3 @@ def _unknown_names(table: Table) -> Iterator[str]:
     if table.listing is not None:
         for name in templates.places_in(table.listing.request) - {"after", "before"} - set(table.inputs):
             yield f"list.request: {{{name}}} is neither after, before nor an input"
-
-
-def read_tables(text: str, source: str) -> dict[str, Table]:
-    """Every `[provider.<name>]` of one file. Raises InvalidTables with every mistake in it."""
-    try:
-        values = tomllib.loads(text)
-    except ValueError as error:
-        raise InvalidTables([f"{source} cannot be read: {error}"]) from error
-    providers = values.pop("provider", None)
-    problems = [f"{source}: unknown key {key}" for key in values]
-    if not isinstance(providers, dict) or not providers:
-        raise InvalidTables([*problems, f"{source} has no [provider.<name>]"])
-    tables = {}
-    for name, value in providers.items():
-        if not _NAME.fullmatch(name):
-            problems.append(f"{source}: {name!r} is no name for a provider")
-        try:
-            tables[name] = Table.model_validate(value)
-        except ValidationError as error:
-            problems += [_sentence(source, name, problem) for problem in error.errors(include_url=False)]
-    if problems:
-        raise InvalidTables(problems)
-    return tables
-
-
-def load_tables(folder: Path | None = None) -> dict[str, Table]:
-    """The shipped tables and those of `folder`, whose tables take the place of shipped ones of the same name.
-
-    Raises InvalidTables with every mistake of every file.
-    """
-    if folder is not None and not folder.is_dir():
-        raise InvalidTables([f"{folder}: no such folder"])
-    tables: dict[str, Table] = {}
-    problems: list[str] = []
-    for place in [CATALOG, *([folder] if folder is not None else [])]:
-        here: dict[str, Path] = {}
-        for file in sorted(place.glob("*.toml")):
-            try:
-                found = read_tables(file.read_text(encoding="utf-8"), file.name)
-            except InvalidTables as error:
-                problems += error.problems
-                continue
-            except (OSError, UnicodeDecodeError) as error:
-                problems.append(f"{file.name} cannot be read: {error}")
-                continue
-            problems += [f"{file.name}: provider {n} is in {here[n].name} too" for n in found if n in here]
-            here |= dict.fromkeys(found, file)
-            tables |= found
-    if problems:
-        raise InvalidTables(problems)
-    return tables
-
-
-def _sentence(source: str, name: str, problem: Any) -> str:
-    """One mistake. The value itself is not shown: somebody may have written a key into the file."""
-    place = ".".join(str(part) for part in problem["loc"])
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{source}: provider {name}: {f'{place}: ' if place else ''}{message}"

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from shared.providers.samples import Judged, judge, sample_file
-from shared.providers.table import Table, load_tables, read_tables
+from shared.providers.table import Table
+from shared.providers.table_files import load_tables, read_tables
 
 OURS = Path(__file__).parent / "provider_samples"
 #: A provider that nobody has written a line of code for.

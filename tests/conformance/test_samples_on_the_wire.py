@@ -15,7 +15,7 @@ from shared.domain.task import Reason, Sent
 from shared.providers.base import Accepted, Failed, Gone, Job, Running, Succeeded, Unclear
 from shared.providers.http_api import HttpApi
 from shared.providers.samples import sample_file
-from shared.providers.table import read_tables
+from shared.providers.table_files import read_tables
 from tests.conformance.simulated_apis import SimulatedApis
 from tests.conformance.table_lab import ORDERS, PLACES, quick_provider
 from tests.conformance.test_provider_samples import GATEWAY, OURS

@@ -18,7 +18,7 @@ from shared.database.engine import connect
 from shared.domain.messages import Order
 from shared.domain.task import Reason, Status
 from shared.observe.crash import CrashPoint
-from shared.providers.table import load_tables
+from shared.providers.table_files import load_tables
 from tests.conformance.simulated_apis import SimulatedApis
 from tests.conformance.table_lab import PLACES
 from tests.drill.matrix import Drill, Victim

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared.domain.messages import Order
-from shared.providers.table import CATALOG
+from shared.providers.table_files import CATALOG
 from tests.conformance.simulated_apis import SimulatedApis
 from tests.conformance.table_lab import ORDERS, PLACES
 from tests.e2e.system import an_order

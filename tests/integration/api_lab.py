@@ -14,7 +14,8 @@ from shared.providers.base import Job
 from shared.providers.comfyui import ignore
 from shared.providers.http_api import HttpApi
 from shared.providers.inputs import Pictures
-from shared.providers.table import Table, host_and_port, load_tables, read_tables
+from shared.providers.table import Table, host_and_port
+from shared.providers.table_files import load_tables, read_tables
 from shared.providers.workflow import Workflows
 
 SHIPPED = load_tables()

@@ -27,7 +27,7 @@ from shared.config import load_settings
 from shared.database.audit import run_audit
 from shared.database.engine import connect
 from shared.domain.task import Status
-from shared.providers.table import load_tables
+from shared.providers.table_files import load_tables
 from shared.storage import Artifacts
 from tests.conformance.simulated_apis import SimulatedApis, simulated_apis
 from tests.conformance.table_lab import PLACES

@@ -10,7 +10,7 @@ from services.producer.orders import Offer
 from shared.domain.fallback import next_pool
 from shared.domain.messages import Order, order_placed
 from shared.domain.task import Reason
-from shared.providers.table import load_tables
+from shared.providers.table_files import load_tables
 from shared.providers.workflow import Binding, Workflow, Workflows
 from tests.unit.api_lab import BINDING, NOW, a_task
 

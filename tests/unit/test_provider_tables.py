@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from shared.providers import pointers, templates
-from shared.providers.table import InvalidTables, Table, load_tables, read_tables
+from shared.providers.table import InvalidTables, Table
+from shared.providers.table_files import load_tables, read_tables
 
 GOOD = """
 [provider.mine]

@@ -9,7 +9,7 @@ from shared.domain.rate import Rate
 from shared.providers.comfyui import ComfyUI
 from shared.providers.inputs import Pictures
 from shared.providers.registry import BackendConfig, InvalidBackends, Tools, build, load_backends, load_fallbacks
-from shared.providers.table import load_tables
+from shared.providers.table_files import load_tables
 from shared.providers.workflow import Workflows
 from tests.integration.api_lab import a_job
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import pytest
 
 from shared.providers.signatures import TOLERANCE_SECONDS, Signatures
-from shared.providers.table import Callback, InvalidTables, load_tables
+from shared.providers.table import Callback, InvalidTables
+from shared.providers.table_files import load_tables
 
 #: The example of the Standard Webhooks specification.
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
