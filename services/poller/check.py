@@ -6,18 +6,18 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, assert_never
+from typing import Final, Literal
 
 from pydantic import ValidationError
 
 from services.poller.cancels import Cancels
+from services.poller.ends import Ends, Found
 from services.poller.in_hand import InHand
 from services.poller.looking import Looking
 from services.poller.questions import Questions
 from services.poller.runs import Runs
-from shared.database.failures import after_failure, or_elsewhere
 from shared.database.moves import Change
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
@@ -27,9 +27,7 @@ from shared.domain.messages import (
     Artifact,
     CheckTasks,
     Delivery,
-    Message,
     check,
-    dead_letter,
     event,
 )
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Outcome
@@ -45,18 +43,6 @@ log = logging.getLogger(__name__)
 
 #: Threads that work on the rows of one message.
 _SIDE_BY_SIDE: Final = 4
-
-
-@dataclass(slots=True)
-class _Found:
-    """What a message's rows add up to; several threads add to it, and adding to a list or dict is one step.
-
-    moved_on -- by id the attempt of rows that were no longer as they were read when they should move
-    """
-
-    then: list[Message] = field(default_factory=list)
-    paid: list[FollowUp] = field(default_factory=list)
-    moved_on: dict[uuid.UUID, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +91,10 @@ class Check:
         self._in_hand = InHand()
         self._providers = providers
         self._artifacts = artifacts
-        self._retry = retry
         self._max_run = max_run_seconds
         self._metrics = metrics
         self._cancels = Cancels(tasks, slots, providers, frozen_after_seconds=frozen_after_seconds)
+        self._ends = Ends(tasks, self._cancels, self._in_hand, retry)
         self._runs = Runs(clock)
         self._questions = Questions(clock)
 
@@ -123,7 +109,7 @@ class Check:
             message = CheckTasks.model_validate_json(delivery.body)
         except ValidationError as error:
             return _unknown(str(error))
-        found = _Found()
+        found = Found()
         if message.tasks:
             self._look_at(message, found, one_by_one=delivery.redelivered)
         elif message.backend is not None and not delivery.redelivered:  # else somebody may have died of what it found
@@ -132,7 +118,7 @@ class Check:
             self._walk_again(dict(found.moved_on), message.via, found)
         return Done(then=found.then, follow_up_of=found.paid)
 
-    def _look_at(self, message: CheckTasks, found: "_Found", *, one_by_one: bool) -> None:
+    def _look_at(self, message: CheckTasks, found: Found, *, one_by_one: bool) -> None:
         """one_by_one -- somebody who had the message in hand may have died of one of its rows"""
         attempts = {ref.task_id: ref.attempt for ref in message.tasks}
         known = self._tasks.get(attempts)
@@ -145,23 +131,23 @@ class Check:
             if not self._in_hand.is_free(row):
                 continue  # whoever has it in hand will say whether one survives it
             if not row.status.is_final and (bug := killer(self._tasks.begin_alone(row))):
-                self._bury(row, bug, found)
+                self._ends.bury(row, bug, found)
             else:
                 self._walk([row], message.via, found)
             self._tasks.survived(row)
 
-    def _walk(self, rows: Sequence[Task], via: Literal["poll", "push"], found: _Found) -> None:
+    def _walk(self, rows: Sequence[Task], via: Literal["poll", "push"], found: Found) -> None:
         running: dict[str, list[Task]] = {}
         for row in rows:
             if row.status is Status.PROCESSING and row.backend is not None:
                 running.setdefault(row.backend, []).append(row)
             else:
-                self._guarded(row, found, partial(self._look, row, found))
+                self._ends.guarded(row, found, partial(self._look, row, found))
         for backend, processing in running.items():
             if free := [row for row in processing if self._in_hand.is_free(row)]:
                 self._ask(backend, free, via, found)
 
-    def _walk_again(self, moved_on: Mapping[uuid.UUID, int], via: Literal["poll", "push"], found: _Found) -> None:
+    def _walk_again(self, moved_on: Mapping[uuid.UUID, int], via: Literal["poll", "push"], found: Found) -> None:
         """Once more from where each row is now. Who ended one publishes its end, and its due_at sees to that."""
         now = [row for row in self._tasks.get(moved_on).values() if row.attempt == moved_on[row.id]]
         for row in now:
@@ -169,7 +155,7 @@ class Check:
                 self._metrics.count("duplicates_suppressed_total", point="complete")
         self._walk([row for row in now if not row.status.is_final], via, found)
 
-    def _listen(self, pool: str, backend: str, found: "_Found") -> None:
+    def _listen(self, pool: str, backend: str, found: Found) -> None:
         """Which of our jobs ended there, however many are running. Only a hint: what is missed here comes due."""
         provider = self._providers.get(backend)
         if provider is None or not self._looking.begin(backend):
@@ -193,18 +179,18 @@ class Check:
 
     # --- rows whose provider need not be asked --------------------------------------------------------------------
 
-    def _look(self, row: Task, found: _Found) -> None:
+    def _look(self, row: Task, found: Found) -> None:
         if row.status.is_final:
             if row.due_at is not None:
-                self._pay(row, found)
+                self._ends.pay(row, found)
         elif row.is_past_deadline and row.status is Status.PENDING:
-            self._fail(row, Reason.DEADLINE, "the deadline passed while the order waited", found)
+            self._ends.fail(row, Reason.DEADLINE, "the deadline passed while the order waited", found)
         elif row.is_past_deadline and row.status is Status.SUBMITTING and row.free_at <= row.now:
             if (doubt := self._doubt(row)) is not None:
-                self._fail(row, Reason.OUTCOME_UNKNOWN, f"{doubt}; the deadline passed", found)
+                self._ends.fail(row, Reason.OUTCOME_UNKNOWN, f"{doubt}; the deadline passed", found)
                 return
             # A cancel by its id or by job_key ends the job if there is one.
-            self._fail(row, Reason.DEADLINE, "the deadline passed while submitting", found, cancel_owed=True)
+            self._ends.fail(row, Reason.DEADLINE, "the deadline passed while submitting", found, cancel_owed=True)
 
     def _doubt(self, row: Task) -> str | None:
         """What was searched for a job that may have been made, when its provider cannot tell."""
@@ -221,38 +207,15 @@ class Check:
             case _:
                 return None
 
-    def _pay(self, row: Task, found: _Found) -> None:
-        """The follow-up of a final row: its last word until that is confirmed, the cancel until nothing runs."""
-        owed = row.cancel_owed and not self._cancels.is_settled(row)
-        if row.told_at is None:
-            found.then += self._last_word(row)
-        elif owed:
-            return
-        found.paid.append(FollowUp(row.id, row.version, still_owed=owed))
-
-    def _last_word(self, row: Task) -> list[Message]:
-        """What the world is told of a final row."""
-        match row.status:
-            case Status.COMPLETED:
-                return [event(row, "completed", self._tasks.artifacts([row.id]).get(row.id, []))]
-            case Status.FAILED:
-                return [dead_letter(row), event(row, "failed")]
-            case Status.CANCELLED:
-                return [event(row, "cancelled")]
-            case Status.PENDING | Status.SUBMITTING | Status.PROCESSING:
-                raise ValueError(f"{row.status} is not final")
-            case _:
-                assert_never(row.status)
-
     # --- rows at a provider ---------------------------------------------------------------------------------------
 
-    def _ask(self, backend: str, rows: Sequence[Task], via: Literal["poll", "push"], found: _Found) -> None:
+    def _ask(self, backend: str, rows: Sequence[Task], via: Literal["poll", "push"], found: Found) -> None:
         provider = self._providers.get(backend)
         states = tried(lambda _: self._states(provider, rows), lambda _: None)
         if isinstance(states, Bug):  # one of the rows is poison: asked for alone, it fails alone
             for row in rows:
                 if len(rows) == 1:
-                    self._bury(row, states, found)
+                    self._ends.bury(row, states, found)
                 else:
                     self._ask(backend, [row], via, found)
             return
@@ -262,7 +225,7 @@ class Check:
         self,
         looked: Sequence[tuple[Task, Provider | None, JobState | None]],
         via: Literal["poll", "push"],
-        found: "_Found",
+        found: Found,
     ) -> None:
         """Pictures come side by side; all that have come meanwhile are settled and moved together.
 
@@ -304,13 +267,13 @@ class Check:
         row: Task,
         provider: Provider | None,
         state: JobState | None,
-        found: _Found,
-        keep: Callable[["_Kept"], None],
+        found: Found,
+        keep: Callable[[_Kept], None],
     ) -> None:
         """What is kept stays in hand until it is completed."""
         kept: list[_Kept] = []
         try:
-            self._guarded(row, found, partial(self._decide, row, provider, state, found, kept.append))
+            self._ends.guarded(row, found, partial(self._decide, row, provider, state, found, kept.append))
         finally:
             if not kept:
                 self._in_hand.give_back(row)
@@ -341,23 +304,22 @@ class Check:
         row: Task,
         provider: Provider | None,
         state: JobState | None,
-        found: _Found,
-        keep: Callable[["_Kept"], None],
+        found: Found,
+        keep: Callable[[_Kept], None],
     ) -> None:
         """keep -- takes what is to be completed"""
         if isinstance(state, Succeeded | Failed | Gone):
             self._has_ended(row)
         match state:
             case Succeeded() if provider is not None:
-                if pictures := self._fetched(row, provider, state, found):
-                    keep(_Kept(row, state, pictures))
+                self._fetch(row, provider, state, found, keep)
             case Failed():
-                self._again(row, state, found)
+                self._ends.again(row, state, found)
             case Gone():
                 lost = Failed(reason=Reason.LOST, why="the server has forgotten the job", retryable=True)
-                self._again(row, lost, found)
+                self._ends.again(row, lost, found)
             case _ if row.is_past_deadline:
-                self._fail(row, Reason.DEADLINE, "the deadline passed while the job ran", found, cancel_owed=True)
+                self._ends.fail(row, Reason.DEADLINE, "the deadline passed while the job ran", found, cancel_owed=True)
             case Running(waiting=False) if provider is not None:
                 self._limit(row, provider, found, keep)
             case _:
@@ -372,8 +334,10 @@ class Check:
     def _limit_of(self, row: Task) -> float:
         return self._max_run.get(row.backend or "", float("inf"))
 
-    def _fetched(self, row: Task, provider: Provider, state: Succeeded, found: _Found) -> list[Artifact]:
-        """The job's pictures, written to the store; none when something else becomes of the row."""
+    def _fetch(
+        self, row: Task, provider: Provider, state: Succeeded, found: Found, keep: Callable[[_Kept], None]
+    ) -> None:
+        """Write the job's pictures to the store and hand them on; else something else becomes of the row."""
         try:
             written = []
             for index, picture in enumerate(provider.fetch(Job.of(row), state.outputs)):
@@ -382,27 +346,32 @@ class Check:
         except ProviderAway as error:
             log.warning("picture not fetched yet", extra={"backend": row.backend, "why": str(error)})
             if row.is_past_deadline:
-                self._fail(row, Reason.DEADLINE, "the deadline passed while the pictures were fetched", found)
-            return []
+                self._ends.fail(row, Reason.DEADLINE, "the deadline passed while the pictures were fetched", found)
+            return
         except StorageAway as error:
             self._not_stored(row, error, found)
-            return []
+            return
         except ProviderRejected as error:  # a picture too large to take
-            self._fail(row, error.reason, str(error), found, charge=True)
-            return []
+            self._ends.fail(row, error.reason, str(error), found, charge=True)
+            return
         except (BrokenPicture, FileNotFoundError) as error:
-            self._again(row, Failed(reason=Reason.NO_OUTPUTS, why=str(error), retryable=True, elsewhere=True), found)
-            return []
+            self._ends.again(
+                row, Failed(reason=Reason.NO_OUTPUTS, why=str(error), retryable=True, elsewhere=True), found
+            )
+            return
         if not written:
-            self._again(row, Failed(reason=Reason.NO_OUTPUTS, why="the job made no picture", retryable=True), found)
-        return written
+            self._ends.again(
+                row, Failed(reason=Reason.NO_OUTPUTS, why="the job made no picture", retryable=True), found
+            )
+        else:
+            keep(_Kept(row, state, written))
 
-    def _not_stored(self, row: Task, error: StorageAway, found: _Found) -> None:
+    def _not_stored(self, row: Task, error: StorageAway, found: Found) -> None:
         log.error("picture not stored yet", extra={"why": str(error)})
         if row.is_past_deadline:
-            self._fail(row, Reason.STORE_FAILED, str(error), found)
+            self._ends.fail(row, Reason.STORE_FAILED, str(error), found)
 
-    def _complete_all(self, kept: Sequence["_Kept"], via: Literal["poll", "push"], found: _Found) -> None:
+    def _complete_all(self, kept: Sequence[_Kept], via: Literal["poll", "push"], found: Found) -> None:
         """One round to the disk and one transaction for all of them; when that meets a bug, for each alone."""
         if len(kept) > 1:
             try:
@@ -414,9 +383,9 @@ class Check:
             else:
                 return
         for one in kept:
-            self._guarded(one.row, found, partial(self._complete, [one], via, found))
+            self._ends.guarded(one.row, found, partial(self._complete, [one], via, found))
 
-    def _complete(self, kept: Sequence["_Kept"], via: Literal["poll", "push"], found: _Found) -> None:
+    def _complete(self, kept: Sequence[_Kept], via: Literal["poll", "push"], found: Found) -> None:
         try:
             self._artifacts.settle([picture for one in kept for picture in one.pictures])
         except StorageAway as error:
@@ -430,7 +399,7 @@ class Check:
             else:
                 self._completed(one, completed, via, found)
 
-    def _completed(self, one: "_Kept", completed: Task, via: Literal["poll", "push"], found: _Found) -> None:
+    def _completed(self, one: _Kept, completed: Task, via: Literal["poll", "push"], found: Found) -> None:
         self._in_hand.has_moved(completed)
         if one.state.finished_at is not None:
             self._metrics.observe(
@@ -447,7 +416,7 @@ class Check:
         found.then.append(event(completed, "completed", one.pictures))
         found.paid.append(FollowUp(completed.id, completed.version))
 
-    def _limit(self, row: Task, provider: Provider, found: _Found, keep: Callable[["_Kept"], None]) -> None:
+    def _limit(self, row: Task, provider: Provider, found: Found, keep: Callable[[_Kept], None]) -> None:
         """Cancel a job that has run for too long. One that was done before that could reach it is kept all the same."""
         limit = self._limit_of(row)
         ran = self._runs.seconds(row.job_key) if row.job_key is not None else 0.0
@@ -463,81 +432,14 @@ class Check:
             return
         self._runs.forget(Job.of(row).job_key)
         if isinstance(state, Succeeded):
-            if pictures := self._fetched(row, provider, state, found):
-                keep(_Kept(row, state, pictures))
+            self._fetch(row, provider, state, found, keep)
         else:
             why = f"still running after {limit:.0f} s"
             late = Failed(reason=Reason.ATTEMPTS_EXHAUSTED, why=why, retryable=True, elsewhere=True)
-            self._again(row, late, found)
-
-    def _again(self, row: Task, failed: Failed, found: _Found) -> None:
-        """Another attempt if the job's failure and the tries allow it, else the end."""
-        once_more = not failed.once or self._tasks.attempts_ended(row, Reason.EXECUTION_FAILED) == 0
-        change = after_failure(
-            row,
-            failed.reason,
-            failed.why,
-            retry=self._retry,
-            retryable=failed.retryable and once_more,
-            elsewhere=failed.elsewhere,
-            outcome=failed.attempt_outcome,
-        )
-        if change.to is Status.FAILED:
-            self._end(change, found)
-        elif self._moved(change, found) is not None:
-            log.warning("attempt failed", extra={"attempt": row.attempt, "reason": failed.reason, "why": failed.why})
-
-    def _fail(
-        self, row: Task, reason: Reason, why: str, found: _Found, *, charge: bool = False, cancel_owed: bool = False
-    ) -> None:
-        change = Change(
-            task=row,
-            to=Status.FAILED,
-            reason=reason,
-            detail=why,
-            stage=Stage.SUBMIT if row.status is not Status.PROCESSING else Stage.CHECK,
-            charge=charge,
-            cancel_owed=cancel_owed,
-            attempt_outcome=reason if row.status is not Status.PENDING else None,
-        )
-        self._end(or_elsewhere(change, made_a_job=True), found)
-
-    def _end(self, change: Change, found: _Found) -> None:
-        failed = self._moved(change, found)
-        if failed is not None and failed.status is Status.FAILED:
-            log.warning("task failed", extra={"reason": change.reason, "why": change.detail})
-            self._pay(failed, found)
-
-    def _moved(self, change: Change, found: _Found) -> Task | None:
-        """The row after the move; None when it had moved on, which `found` then says."""
-        moved = self._tasks.move([change]).get(change.task.id)
-        if moved is None:
-            found.moved_on[change.task.id] = change.task.attempt
-        else:
-            self._in_hand.has_moved(moved)
-        return moved
-
-    def _guarded(self, row: Task, found: _Found, work: Callable[[], None]) -> None:
-        """A bug met with one row fails that row and not its neighbours."""
-        with bound(trace_id=row.trace_id, task_id=row.id):
-            outcome = tried(lambda _: work(), lambda _: None)
-            if isinstance(outcome, Bug):
-                self._bury(row, outcome, found)
-
-    def _bury(self, row: Task, bug: Bug, found: _Found) -> None:
-        """A row that cannot even be failed stays as it is, and comes due again."""
-
-        def fail(_: int) -> None:
-            now = self._tasks.refresh(row)
-            if not now.status.is_final and now.attempt == row.attempt:
-                owed = now.status is not Status.PENDING
-                self._fail(now, Reason.BUG, bug.trace, found, cancel_owed=owed)
-
-        if isinstance(tried(fail, lambda _: None), Bug):
-            log.error("row left to its next look: it cannot be failed either", extra={"status": row.status})
+            self._ends.again(row, late, found)
 
 
-def _what_is_there(come: "queue.SimpleQueue[_Kept | None]") -> "list[_Kept | None]":
+def _what_is_there(come: queue.SimpleQueue[_Kept | None]) -> list[_Kept | None]:
     """Waits for the first one only."""
     batch = [come.get()]
     with suppress(queue.Empty):
