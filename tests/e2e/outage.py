@@ -2,14 +2,18 @@
 
 import collections
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import requests
 
+from deploy.local import Stack
 from shared.domain.messages import Order
 from tests.e2e.system import System, some_orders
 from tests.e2e.worker import Worker
+from tests.servers import new_database
 from tests.waiting import eventually
 
 #: A quorum queue declared just before the broker is killed may be gone for good, so tests that kill begin later.
@@ -22,6 +26,19 @@ SETTINGS = {
     "PREFETCH_INTAKE": 4,
     "PREFETCH_COMFYUI": 4,
 }
+
+
+@contextmanager
+def two_of_each(stack: Stack, folder: Path) -> Iterator[System]:
+    """Two workers of each kind and a producer, on the broker's own virtual host: it is there on an empty disk too."""
+    system = System(folder, new_database(stack), stack.broker.url, gpus=2, settings=SETTINGS)
+    try:
+        system.start(submitters=2, pollers=2)
+        system.add("producer")
+        time.sleep(SETTLED_SECONDS)
+        yield system
+    finally:
+        system.stop()
 
 
 def under_way(system: System, count: int = 40) -> list[Order]:

@@ -8,9 +8,9 @@ from shared.database.doubts import IN_A_ROW
 from shared.domain.task import Status, Task
 from tests.factories import at_once
 from tests.integration.api_lab import SHIPPED
+from tests.integration.doubts_lab import ApiLab, hung_up, openai
 from tests.integration.scripted_server import Server, answer, scripted_server
 from tests.integration.submit_lab import Lab
-from tests.integration.test_provider_doubts import ApiLab, hung_up, openai
 
 
 @pytest.fixture

@@ -10,42 +10,14 @@ import pytest
 from shared.domain.task import Reason, Stage, Status, Task
 from shared.providers.base import Job
 from shared.providers.recovery import seed_of
-from shared.providers.table import Table
 from tests.factories import POOL, permits
-from tests.integration.api_lab import SHIPPED, a_picture, in_base64, plain, provider
+from tests.integration.api_lab import SHIPPED, a_picture, plain
+from tests.integration.doubts_lab import INPUTS, ApiLab, hung_up, openai
 from tests.integration.scripted_server import Request, Server, answer, scripted_server
-from tests.integration.submit_lab import Lab, names
+from tests.integration.submit_lab import names
 from tests.waiting import eventually
 
-INPUTS = {"prompt": "a lighthouse"}
 LIST = '[provider.plain.list]\nrequest = "GET /jobs?after={after}&before={before}"\nrows = "/rows"\njob_id = "/id"\n'
-
-
-class ApiLab(Lab):
-    """The same submitter with a table's provider instead of the fake one."""
-
-    def __init__(self, url: str, server: Server) -> None:
-        super().__init__(url, lease_seconds=900)  # longer than any table's longest call
-        self.server = server
-        self.serve(plain())
-
-    def serve(self, table: Table) -> None:
-        self.providers["gpu-1"] = provider(table, self.server.url, name="gpu-1")
-
-    def order(self, **fields: Any) -> Task:
-        return self.pending(inputs=INPUTS, **fields)
-
-    def posts(self) -> int:
-        return sum(call.startswith("POST ") for call in self.server.calls)
-
-    def let_lease_end(self, task: Task) -> None:
-        self.age(task, free_at=1)
-
-    def attempt(self, task: Task) -> Any:
-        return self.attempts(task)[-1]
-
-    def backend(self) -> Any:
-        return self.slots.backends()[0]
 
 
 @pytest.fixture
@@ -59,10 +31,6 @@ def lab(database_url: str, server: Server) -> Iterator[ApiLab]:
     lab = ApiLab(database_url, server)
     yield lab
     lab.close()
-
-
-def hung_up(_: Request) -> bytes:
-    return b""
 
 
 def silence(_: Request) -> bytes:
@@ -301,10 +269,6 @@ def test_the_addresses_of_a_job_stand_with_its_row(lab: ApiLab, server: Server) 
 
 
 # --- providers that answer with the pictures
-
-
-def openai() -> bytes:
-    return answer(200, {"data": [{"b64_json": in_base64(a_picture())}], "usage": {"total_tokens": 9}})
 
 
 def a_synchronous_order(lab: ApiLab) -> Task:

@@ -8,8 +8,8 @@ import pytest
 from shared.domain.task import Reason, Status, Task
 from shared.providers.table import Table
 from tests.integration.api_lab import plain
-from tests.integration.scripted_server import Request, Server, answer, scripted_server
-from tests.integration.test_provider_doubts import ApiLab
+from tests.integration.doubts_lab import ApiLab, hung_up
+from tests.integration.scripted_server import Server, answer, scripted_server
 
 KEY = '[provider.plain.key]\nheader = "Idempotency-Key"\nttl_s = 3600\n'
 
@@ -29,10 +29,6 @@ def lab(database_url: str, server: Server) -> Iterator[ApiLab]:
 
 def keyed(recovery: str) -> Table:
     return plain(f'recovery = "{recovery}"', KEY, settle=0)
-
-
-def hung_up(_: Request) -> bytes:
-    return b""
 
 
 def keys(server: Server) -> list[str]:

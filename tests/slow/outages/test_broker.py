@@ -1,7 +1,6 @@
 """The broker dies, runs out of memory, loses a queue, loses its disk."""
 
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,8 +12,6 @@ from shared.broker.topology import check_queue, submit_queue
 from shared.domain.messages import Order
 from tests.e2e import states
 from tests.e2e.outage import (
-    SETTINGS,
-    SETTLED_SECONDS,
     assert_all_made_once,
     attempts_beyond_one,
     await_unready,
@@ -22,30 +19,17 @@ from tests.e2e.outage import (
     nobody_dies,
     port_of,
     post,
+    two_of_each,
     under_way,
 )
 from tests.e2e.system import System, an_order, some_orders
-from tests.servers import new_database
 from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module")
 def system(_module_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """Two workers of each kind and a producer, on the broker's own virtual host: it is there on an empty disk too."""
-    system = System(
-        tmp_path_factory.mktemp("system"),
-        new_database(_module_stack),
-        _module_stack.broker.url,
-        gpus=2,
-        settings=SETTINGS,
-    )
-    try:
-        system.start(submitters=2, pollers=2)
-        system.add("producer")
-        time.sleep(SETTLED_SECONDS)
+    with two_of_each(_module_stack, tmp_path_factory.mktemp("system")) as system:
         yield system
-    finally:
-        system.stop()
 
 
 @pytest.fixture

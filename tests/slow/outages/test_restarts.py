@@ -1,6 +1,5 @@
 """The broker and the database are shut down in good order in mid-run, and started again."""
 
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -8,35 +7,20 @@ import pytest
 from deploy.local import Stack
 from shared.domain.messages import Order
 from tests.e2e.outage import (
-    SETTINGS,
-    SETTLED_SECONDS,
     assert_all_made_once,
     await_unready,
     nobody_dies,
     post,
+    two_of_each,
     under_way,
 )
 from tests.e2e.system import System, an_order
-from tests.servers import new_database
 
 
 @pytest.fixture(scope="module")
 def system(_module_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    """Two workers of each kind and a producer."""
-    system = System(
-        tmp_path_factory.mktemp("system"),
-        new_database(_module_stack),
-        _module_stack.broker.url,
-        gpus=2,
-        settings=SETTINGS,
-    )
-    try:
-        system.start(submitters=2, pollers=2)
-        system.add("producer")
-        time.sleep(SETTLED_SECONDS)
+    with two_of_each(_module_stack, tmp_path_factory.mktemp("system")) as system:
         yield system
-    finally:
-        system.stop()
 
 
 @pytest.fixture
