@@ -31,7 +31,7 @@ def system(stack: Stack, cluster: Cluster, tmp_path_factory: pytest.TempPathFact
         cluster.urls,
         gpus=2,
         capacity=30,
-        seconds_per_image=0.0,
+        seconds_per_image=0.02,  # a hundred orders a second, so that both kills find work under way
         settings={**SETTINGS, **states.PATIENT, "PREFETCH_INTAKE": 200, "PREFETCH_COMFYUI": 30},
     )
     try:
