@@ -27,7 +27,7 @@ demo: setup ## run orders through the whole system and show what happens; PROVID
 	@$(PYTHON) -m deploy.demo
 
 test: setup ## run all quick tests, against servers of their own
-	@$(PYTHON) -m deploy.local install --with-prometheus
+	@$(PYTHON) -m deploy.local install --with-prometheus --with-chromium
 	@$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## run what takes long: drill, outages, cluster; with `make test` under 40 minutes

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from deploy.local.install import alertmanager, prometheus, ready
+from deploy.local.install import alertmanager, chromium, prometheus, ready
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Server, Stack
 
@@ -35,6 +35,8 @@ def _run(arguments: argparse.Namespace, stack: Stack) -> int:
             if arguments.with_prometheus:
                 prometheus(_say)
                 alertmanager(_say)
+            if arguments.with_chromium:
+                chromium(_say)
         case "up":
             stack.up()
             _print_table(stack.status())
@@ -61,6 +63,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     install.add_argument(
         "--with-prometheus", action="store_true", help="and Prometheus and Alertmanager, which the tests need"
     )
+    install.add_argument("--with-chromium", action="store_true", help="and Chromium, which the tests need")
     commands.add_parser("up", help="find or install both servers and start them")
     down = commands.add_parser("down", help="stop them; the data stays")
     down.add_argument("--wipe", action="store_true", help="drop the data as well")

@@ -1,4 +1,4 @@
-"""Where RabbitMQ, PostgreSQL and Prometheus are on this machine, and apt-get when they are not and we are root."""
+"""Where the servers and the programs of the tests are on this machine, and apt-get when they are not and we are root."""
 
 import os
 import re
@@ -90,13 +90,21 @@ def alertmanager(say: Callable[[str], None]) -> Path:
     return Path(found) if found else _program(names[0], "prometheus-alertmanager", say)
 
 
-def _program(name: str, package: str, say: Callable[[str], None]) -> Path:
+def chromium(say: Callable[[str], None]) -> Path:
+    """Chromium, which the tests of the console drive; installed first when that is possible. Raises StackProblem."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = next((path for path in map(shutil.which, names) if path), None)
+    return Path(found) if found else _program("chromium", "chromium", say, "fonts-dejavu-core")
+
+
+def _program(name: str, package: str, say: Callable[[str], None], *beside: str) -> Path:
+    """Find the program, or install its package and those `beside` it."""
     found = shutil.which(name)
     if found is None:
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             raise StackProblem(_what_to_install([package]))
         say(f"installing {package} with apt-get, about a minute")
-        install_packages([package])
+        install_packages([package, *beside])
         found = shutil.which(name, path="/usr/bin")
         if found is None:
             raise StackProblem(f"{package} was installed, but {name} is not in /usr/bin")
@@ -161,6 +169,7 @@ def _what_to_install(packages: Sequence[str]) -> str:
         "postgresql": "the PostgreSQL server",
         "prometheus": "Prometheus",
         "prometheus-alertmanager": "Alertmanager",
+        "chromium": "Chromium",
     }
     return f"{' and '.join(names[package] for package in packages)} not found on this machine: {how}, then try again."
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -256,11 +256,16 @@ def test_an_install_that_brings_nothing_is_said_so() -> None:
         install.ready(lambda _: None, find=lambda: ["postgresql"], install=lambda _: None)
 
 
-def test_without_prometheus_somebody_who_is_not_root_reads_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("find", [install.prometheus, install.alertmanager, install.chromium])
+def test_without_what_the_tests_need_somebody_who_is_not_root_reads_what_to_install(
+    find: Callable[[Callable[[str], None]], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(StackProblem, match=r"^Prometheus not found on this machine: .*, then try again\.$"):
-        install.prometheus(lambda _: None)
+    with pytest.raises(
+        StackProblem, match=rf"^{find.__name__.title()} not found on this machine: .*, then try again\.$"
+    ):
+        find(lambda _: None)
 
 
 def test_packages_start_no_service_while_they_install(tmp_path: Path) -> None:
