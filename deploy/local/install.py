@@ -1,4 +1,4 @@
-"""Where the servers and the programs of the tests are on this machine, and apt-get when they are not and we are root."""
+"""Where the servers and the programs of tests are on this machine, and apt-get when they are not and we are root."""
 
 import os
 import re
