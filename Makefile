@@ -23,7 +23,7 @@ down: ## stop them; the data stays in .local
 status: ## show what runs, and where
 	@$(shell command -v $(PYTHON) || command -v python3) -m deploy.local status
 
-demo: setup ## run orders through the whole system and show what happens; PROVIDERS=1 adds image APIs
+demo: setup ## run orders through the whole system and show what happens; PROVIDERS=1 adds image APIs, DEAD=1 kills 300, KEEP=1 stays
 	@$(PYTHON) -m deploy.demo
 
 test: setup ## run all quick tests, against servers of their own

@@ -1,6 +1,7 @@
 """`make demo`: 24 orders, each published twice, become pictures; shows what happened and where everything is.
 
-PROVIDERS=1 orders from image APIs too. KEEP=1 leaves the system running until Ctrl-C and prints its addresses.
+PROVIDERS=1 orders from image APIs too. DEAD=1 lets 300 orders die instead, to practise on. KEEP=1 leaves the system
+running until Ctrl-C and prints its addresses.
 """
 
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 
-from deploy.demo import providers
+from deploy.demo import dead, providers
 from deploy.demo.orders import BROKEN_COLOUR, COUNT, PHOTOS, demo_orders
 from deploy.demo.running import (
     COPIES,
@@ -47,14 +48,20 @@ def main() -> int:
     shutil.rmtree(folder / "logs", ignore_errors=True)
     stack = Stack(folder, say=lambda text: console.print(f"[dim]{text}[/dim]"))
     stack.down(wipe=True)  # what an interrupted demo left
-    system = System(stack, folder / "logs", pictures, PHOTOS, with_apis=with_apis)
+    of_the_dead = bool(os.environ.get("DEAD"))
+    system = (
+        dead.system(stack, folder / "logs", pictures)
+        if of_the_dead
+        else System(stack, folder / "logs", pictures, PHOTOS, with_apis=with_apis)
+    )
     try:
         stack.up()
         upgrade(stack.database_url)
         more = ", five simulated image APIs" if with_apis else ""
-        console.print(f"[dim]starting two simulated ComfyUI servers{more} and the services[/dim]")
-        system.start(simulated_seconds=0.25)
-        fine = (providers.show if with_apis else _show)(console, stack, system, pictures)
+        console.print(f"[dim]starting simulated ComfyUI servers{more} and the services[/dim]")
+        system.start(simulated_seconds=0.05 if of_the_dead else 0.25)
+        show = dead.show if of_the_dead else providers.show if with_apis else _show
+        fine = show(console, stack, system, pictures)
         if os.environ.get("KEEP"):
             keep(console, stack, system)
         return 0 if fine else 1

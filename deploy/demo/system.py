@@ -7,7 +7,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -33,18 +34,40 @@ class NotStarted(Exception):
     """A process did not come up; the text names it and its log."""
 
 
-class System:
-    """Two simulated ComfyUI servers and every service once or twice, beside the servers of `stack`.
+@dataclass(frozen=True)
+class Gpu:
+    """One simulated ComfyUI server."""
 
+    pool: str = "comfyui"
+    capacity: int = 2
+
+
+class System:
+    """Simulated ComfyUI servers and every service once or twice, beside the servers of `stack`.
+
+    gpus      -- named gpu-1, gpu-2 and so on
+    more      -- settings of the services, beside those every demo has
     with_apis -- and five simulated image APIs; `apis` is where, and "" without
     settings  -- of the services, after `start`
     """
 
-    def __init__(self, stack: Stack, folder: Path, pictures: Path, inputs: Path, *, with_apis: bool = False) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        folder: Path,
+        pictures: Path,
+        inputs: Path,
+        *,
+        gpus: Sequence[Gpu] = (Gpu(), Gpu()),
+        more: Mapping[str, str] | None = None,
+        with_apis: bool = False,
+    ) -> None:
         self._stack = stack
         self._folder = folder
         self._pictures = pictures
         self._inputs = inputs
+        self._gpus = gpus
+        self._more = dict(more or {})
         self._with_apis = with_apis
         self.apis = ""
         self.settings: dict[str, str] = {}
@@ -57,7 +80,7 @@ class System:
     def start(self, simulated_seconds: float) -> None:
         """Return when every process is ready to work. Raises NotStarted."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        for number in (1, 2):
+        for number in range(1, len(self._gpus) + 1):
             port = self._port()
             self.simulators.append(f"http://{LOOPBACK}:{port}")
             arguments = ["--port", str(port), "--seconds-per-image", str(simulated_seconds)]
@@ -66,7 +89,8 @@ class System:
         backends.write_text(
             "\n".join(
                 f'[[backend]]\nname = "gpu-{number}"\nadapter = "comfyui"\nurl = "{url}"\n'
-                for number, url in enumerate(self.simulators, start=1)
+                f'pool = "{gpu.pool}"\ncapacity = {gpu.capacity}\n'
+                for number, (url, gpu) in enumerate(zip(self.simulators, self._gpus, strict=True), start=1)
             )
         )
         self.settings = settings = {
@@ -77,6 +101,7 @@ class System:
             "DARKROOM_CHECK_INTERVAL_SECONDS": "0.5",
             "DARKROOM_PERMIT_INTERVAL_SECONDS": "1",
             "DARKROOM_RETRY_FIRST_SECONDS": "1",
+            **self._more,
         }
         if self._with_apis:
             settings |= self._start_apis(backends)
