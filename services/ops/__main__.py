@@ -30,8 +30,7 @@ _LIMIT_SECONDS: Final = 120.0
 def main() -> None:
     service = start("ops")
     settings = service.settings
-    letters = DeadLetters(service.engine, service.actor)
-    collector = Collector(letters, service.metrics)
+    collector = Collector(DeadLetters(service.engine, service.actor), service.metrics)
     broker = Broker(
         settings.amqp_urls,
         service.topology,
@@ -45,7 +44,6 @@ def main() -> None:
         tick=service.tick,
     )
     replayer = Replayer(
-        letters,
         Replays(service.engine, settings.default_deadline_seconds),
         publish=confirmed(broker.publish, settings.confirm_timeout_seconds),
         pools=service.pools,

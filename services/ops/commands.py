@@ -1,104 +1,110 @@
 """The `dead` commands. Exit status: 0 all well, 1 something refused or found, 2 could not be done."""
 
-import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any, Final
 
 import typer
 
+from services.ops.closing import Closed, Closing, close, would_close
+from services.ops.group_commands import group_app, list_groups
+from services.ops.letter_options import All, Chosen, DryRun, Ids, must_name, with_filter
 from services.ops.opened import opened
 from services.ops.replay import Item, Publish, Replayer, Result, confirmed
 from shared.broker.broker import Broker
 from shared.broker.topology import topology
 from shared.config import Settings
-from shared.database.dead_letters import DeadLetters, LetterFilter, StoredLetter
+from shared.database.letter_states import Deed
+from shared.database.letters import Letters, Page, StoredLetter
 from shared.database.replays import Prediction, Replays, Way
 from shared.database.slots import Slots
+from shared.domain.letters import LetterState
 from shared.domain.messages import Message
-from shared.domain.task import Reason, Stage
-from shared.terminal import (
-    AsJson,
-    ByWhom,
-    Quiet,
-    fail,
-    plain,
-    print_json,
-    printable,
-    seconds_of,
-    settings,
-    table,
-    tell,
-)
+from shared.terminal import AsJson, ByWhom, Quiet, fail, plain, print_json, printable, settings, table, tell
 
 dead_app = typer.Typer(no_args_is_help=True, help="Dead letters: why orders died, and what is to become of them.")
+dead_app.command("groups")(list_groups)
+dead_app.add_typer(group_app, name="group")
 
 #: Characters shown of what happened; `show` has all of them.
 _SHORT: Final = 80
+#: Letters of one list, unless more are asked for.
+_LISTED: Final = 50
 
 
-class LetterState(StrEnum):
+class ShownState(StrEnum):
     OPEN = "open"
+    PLANNED = "planned"
+    REPLAYING = "replaying"
     REPLAYED = "replayed"
     DISCARDED = "discarded"
+    ARCHIVED = "archived"
     ANY = "any"
 
 
-Ids = Annotated[list[int] | None, typer.Argument(metavar="[ID]...", help="As `darkroom dead list` shows them.")]
-OfReason = Annotated[Reason | None, typer.Option("--reason", metavar="REASON", help=f"One of {', '.join(Reason)}.")]
-OfStage = Annotated[Stage | None, typer.Option("--stage", help="The step it died in.")]
-OfPool = Annotated[str | None, typer.Option("--pool", metavar="POOL")]
-Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Recorded in the last 90s, 30m, 2h, 7d.")]
-OfTask = Annotated[uuid.UUID | None, typer.Option("--task", metavar="ID", help="About this task.")]
-Group = Annotated[str | None, typer.Option("--group", metavar="FINGERPRINT", help="Failures of one kind.")]
-State = Annotated[LetterState, typer.Option("--state")]
-Limit = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="The oldest N.")]
-All = Annotated[bool, typer.Option("--all", help="Act on every open letter that matches, without naming ids.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would happen; change nothing.")]
+State = Annotated[ShownState, typer.Option("--state")]
+Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="Kept with the letter's story.")]
 
 
 @dead_app.command("list")
+@with_filter
 def list_letters(
     *,
-    reason: OfReason = None,
-    stage: OfStage = None,
-    pool: OfPool = None,
-    since: Since = None,
-    task: OfTask = None,
-    group: Group = None,
-    state: State = LetterState.OPEN,
-    limit: Limit = 50,
+    chosen: Chosen,
+    state: State = ShownState.OPEN,
+    newest_first: Annotated[bool, typer.Option("--newest-first")] = False,
+    after: Annotated[int | None, typer.Option("--after", metavar="ID", help="With greater ids than this.")] = None,
+    before: Annotated[int | None, typer.Option("--before", metavar="ID", help="With lesser ids than this.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Dead letters, oldest first."""
-    wanted = LetterFilter(
-        reason=reason,
-        stage=stage,
-        pool=pool,
-        since_seconds=_seconds(since),
-        task_id=task,
-        fingerprint=group,
-        state=None if state is LetterState.ANY else state,
-        limit=limit,
-    )
+    limit = chosen.limit or _LISTED
     with opened(settings()) as engine:
-        letters = DeadLetters(engine, "").find(wanted)
+        letters = Letters(engine)
+        wanted = chosen.frozen(letters, None if state is ShownState.ANY else state)
+        found = letters.page(wanted, Page(limit=limit, after=after, before=before, newest_first=newest_first))
     if as_json:
-        for letter in letters:
+        for letter in found:
             print_json(_fields(letter))
         return
-    if not letters:
-        tell("no dead letters" if state is LetterState.ANY else f"no dead letters that are {state}")
+    if not found:
+        tell("no dead letters" if state is ShownState.ANY else f"no dead letters that are {state}")
         return
     rows = [
-        (m.id, m.at, m.state, m.stage, m.reason, m.pool, m.task_id, m.attempt, _short(m.detail), m.fingerprint)
-        for m in letters
+        (
+            m.id,
+            m.at,
+            m.state,
+            m.stage,
+            m.reason,
+            m.pool,
+            m.backend,
+            m.task_id,
+            m.attempt,
+            _short(m.detail),
+            m.fingerprint,
+        )
+        for m in found
     ]
-    headings = ("id", "recorded", "state", "stage", "reason", "pool", "task", "attempt", "what happened", "group")
+    headings = (
+        "id",
+        "last seen",
+        "state",
+        "stage",
+        "reason",
+        "pool",
+        "backend",
+        "task",
+        "attempt",
+        "what happened",
+        "group",
+    )
     typer.echo(table(headings, rows))
-    if len(letters) == limit:
-        tell(f"these are the oldest {limit}; there may be more (--limit)")
+    if len(found) == limit:
+        onwards = f"--before {found[-1].id}" if newest_first else f"--after {found[-1].id}"
+        tell(f"there may be more than these {limit}: {onwards} shows the next, --limit more at once")
 
 
 @dead_app.command("show")
@@ -106,7 +112,7 @@ def show_letter(letter_id: Annotated[int, typer.Argument(metavar="ID")], as_json
     """All about one letter, what was done with it, and what a replay would do now."""
     chosen = settings()
     with opened(chosen) as engine:
-        letters = DeadLetters(engine, "")
+        letters = Letters(engine)
         letter = letters.get([letter_id]).get(letter_id)
         if letter is None:
             raise fail(f"there is no dead letter {letter_id}", 1)
@@ -126,99 +132,114 @@ def show_letter(letter_id: Annotated[int, typer.Argument(metavar="ID")], as_json
     typer.echo(f"body:\n{_lines(letter.body or '-')}")
 
 
+@dead_app.command("export")
+@with_filter
+def export_letters(*, chosen: Chosen, state: State = ShownState.ANY) -> None:
+    """Every letter that matches as a line of JSON, with its body and headers; secrets in it are hidden."""
+    with opened(settings()) as engine:
+        letters = Letters(engine)
+        wanted = chosen.frozen(letters, None if state is ShownState.ANY else state)
+        for letter in letters.all_whole(wanted, chosen.limit):
+            print_json(letter)
+
+
 @dead_app.command("replay")
+@with_filter
 def replay_letters(
     *,
     ids: Ids = None,
-    reason: OfReason = None,
-    stage: OfStage = None,
-    pool: OfPool = None,
-    since: Since = None,
-    task: OfTask = None,
-    group: Group = None,
-    limit: Limit = None,
+    chosen: Chosen,
     act_on_all: All = False,
     dry_run: DryRun = False,
     by_whom: ByWhom,
     as_json: AsJson = False,
 ) -> None:
     """Send letters round again: their tasks become pending with all tries and a new deadline."""
-    wanted = LetterFilter(
-        reason=reason,
-        stage=stage,
-        pool=pool,
-        since_seconds=_seconds(since),
-        task_id=task,
-        fingerprint=group,
-        limit=limit,
-    )
-    _must_name(ids, wanted, act_on_all=act_on_all, dry_run=dry_run)
-    chosen = settings(broker=not dry_run)
-    with opened(chosen) as engine:
-        letters = DeadLetters(engine, by_whom)
-        numbers = list(dict.fromkeys(ids)) if ids else letters.ids(wanted)
-        replays = Replays(engine, chosen.default_deadline_seconds)
+    must_name(ids, chosen, act_on_all=act_on_all, dry_run=dry_run)
+    with_settings = settings(broker=not dry_run)
+    with opened(with_settings) as engine:
+        numbers = list(dict.fromkeys(ids)) if ids else chosen.ids(Letters(engine), LetterState.OPEN)
+        replays = Replays(engine, with_settings.default_deadline_seconds)
         if dry_run:
             _end_with_predictions(numbers, replays.preview(numbers), as_json=as_json)
             return
         pools = sorted({backend.pool for backend in Slots(engine, by_whom, Quiet()).backends()})
-        with publishing(chosen, pools) as publish:
-            replayer = Replayer(letters, replays, publish=publish, pools=pools, metrics=Quiet())
+        with publishing(with_settings, pools) as publish:
+            replayer = Replayer(replays, publish=publish, pools=pools, metrics=Quiet())
             items = replayer.replay(numbers, by_whom)
     _end_with_items(items, as_json=as_json, dry_run=False)
 
 
 @dead_app.command("discard")
+@with_filter
 def discard_letters(
     *,
     ids: Ids = None,
-    why: Annotated[str, typer.Option("--why", metavar="TEXT", help="Kept with the letter's story.")],
-    reason: OfReason = None,
-    stage: OfStage = None,
-    pool: OfPool = None,
-    since: Since = None,
-    task: OfTask = None,
-    group: Group = None,
-    limit: Limit = None,
+    why: Why,
+    chosen: Chosen,
     act_on_all: All = False,
     dry_run: DryRun = False,
     by_whom: ByWhom,
     as_json: AsJson = False,
 ) -> None:
-    """Close letters for good; their tasks stay failed."""
-    wanted = LetterFilter(
-        reason=reason,
-        stage=stage,
-        pool=pool,
-        since_seconds=_seconds(since),
-        task_id=task,
-        fingerprint=group,
-        limit=limit,
-    )
-    _must_name(ids, wanted, act_on_all=act_on_all, dry_run=dry_run)
-    chosen = settings()
-    with opened(chosen) as engine:
-        letters = DeadLetters(engine, by_whom)
-        numbers = list(dict.fromkeys(ids)) if ids else letters.ids(wanted)
-        replays = Replays(engine, chosen.default_deadline_seconds)
-        replayer = Replayer(letters, replays, publish=publish_nothing, pools=(), metrics=Quiet())
-        items = replayer.would_discard(numbers, why) if dry_run else replayer.discard(numbers, by_whom, why)
-    _end_with_items(items, as_json=as_json, dry_run=dry_run)
+    """Close open letters for good; their tasks stay failed."""
+    _close(Deed.DISCARD, ids, chosen, why, by_whom, act_on_all=act_on_all, dry_run=dry_run, as_json=as_json)
+
+
+@dead_app.command("archive")
+@with_filter
+def archive_letters(
+    *,
+    ids: Ids = None,
+    why: Why,
+    chosen: Chosen,
+    act_on_all: All = False,
+    dry_run: DryRun = False,
+    by_whom: ByWhom,
+    as_json: AsJson = False,
+) -> None:
+    """Put open letters aside, undecided; `restore` brings them back."""
+    _close(Deed.ARCHIVE, ids, chosen, why, by_whom, act_on_all=act_on_all, dry_run=dry_run, as_json=as_json)
+
+
+@dead_app.command("restore")
+@with_filter
+def restore_letters(
+    *,
+    ids: Ids = None,
+    why: Why,
+    chosen: Chosen,
+    act_on_all: All = False,
+    dry_run: DryRun = False,
+    by_whom: ByWhom,
+    as_json: AsJson = False,
+) -> None:
+    """Make archived letters open again."""
+    _close(Deed.RESTORE, ids, chosen, why, by_whom, act_on_all=act_on_all, dry_run=dry_run, as_json=as_json)
 
 
 # --- what the commands share ------------------------------------------------------------------------------------------
 
 
-def _seconds(since: str | None) -> float | None:
-    return None if since is None else seconds_of(since)
-
-
-def _must_name(ids: list[int] | None, wanted: LetterFilter, *, act_on_all: bool, dry_run: bool) -> None:
-    """Nobody acts on everything by accident."""
-    if ids and (wanted != LetterFilter() or act_on_all):
-        raise fail("name ids, or a filter with --all, not both")
-    if not ids and not act_on_all and not dry_run:
-        raise fail("name the ids of letters, or add --all to act on every open letter that matches")
+def _close(
+    deed: Deed,
+    ids: list[int] | None,
+    chosen: Chosen,
+    why: str,
+    by_whom: str,
+    *,
+    act_on_all: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    must_name(ids, chosen, act_on_all=act_on_all, dry_run=dry_run)
+    state = LetterState.ARCHIVED if deed is Deed.RESTORE else LetterState.OPEN
+    with opened(settings()) as engine:
+        letters = Letters(engine)
+        numbers = list(dict.fromkeys(ids)) if ids else chosen.ids(letters, state)
+        do = would_close if dry_run else partial(close, by_whom=by_whom)
+        items = do(letters, deed, numbers, why=why)
+    _end_with_items(items, as_json=as_json, dry_run=dry_run)
 
 
 @contextmanager
@@ -239,10 +260,6 @@ def publishing(chosen: Settings, pools: Sequence[str]) -> Iterator[Publish]:
             broker.stop()
 
 
-def publish_nothing(_: Sequence[Message]) -> None:
-    """A discard publishes nothing."""
-
-
 def _end_with_predictions(ids: Sequence[int], predictions: Sequence[Prediction], *, as_json: bool) -> None:
     known = {p.letter.id: p for p in predictions}
     plan = [(i, known[i].way, known[i].why) if i in known else (i, Way.REFUSED, "no such letter") for i in ids]
@@ -258,7 +275,7 @@ def _end_with_predictions(ids: Sequence[int], predictions: Sequence[Prediction],
     raise typer.Exit(1 if any(way is Way.REFUSED for _, way, _ in plan) else 0)
 
 
-def _end_with_items(items: Sequence[Item], *, as_json: bool, dry_run: bool) -> None:
+def _end_with_items(items: Sequence[Item] | Sequence[Closed], *, as_json: bool, dry_run: bool) -> None:
     if as_json:
         for i in items:
             print_json({"id": i.letter_id, "result": i.result, "why": i.why, "task_id": i.task_id, "dry_run": dry_run})
@@ -266,10 +283,10 @@ def _end_with_items(items: Sequence[Item], *, as_json: bool, dry_run: bool) -> N
         would = "would be " if dry_run else ""
         typer.echo(table(("id", "result", "why"), [(i.letter_id, would + i.result, i.why) for i in items]))
     else:
-        tell("no open letter matches")
+        tell("no letter matches")
     if dry_run and not as_json:
         tell("nothing was changed")
-    raise typer.Exit(1 if any(item.result is Result.REFUSED for item in items) else 0)
+    raise typer.Exit(1 if any(item.result in {Result.REFUSED, Closing.REFUSED} for item in items) else 0)
 
 
 def _fields(letter: StoredLetter) -> dict[str, Any]:

@@ -8,14 +8,15 @@ from typing import Annotated, Any, Final
 import typer
 
 from services.ops import unknown
-from services.ops.commands import publish_nothing, publishing
+from services.ops.closing import Closed
+from services.ops.commands import publishing
 from services.ops.replay import Item, Replayer
 from services.ops.trace import Event, events_of, waterfall
 from shared.database.adopt import Refused
 from shared.database.adopt import adopt as adopt_job
-from shared.database.dead_letters import DeadLetters
 from shared.database.engine import connect
 from shared.database.history import History
+from shared.database.letters import Letters
 from shared.database.replays import Replays
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
@@ -112,11 +113,11 @@ def submit_again(which: Which, by: ByWhom, why: Why, as_json: AsJson = False) ->
     chosen = settings(broker=True)
     engine = connect(chosen.database_url.get_secret_value(), pool_size=1)
     task = _found(Tasks(engine, by, Quiet()), which)
-    letters, replays = DeadLetters(engine, by), Replays(engine, chosen.default_deadline_seconds)
+    replays = Replays(engine, chosen.default_deadline_seconds)
     pools = sorted({backend.pool for backend in Slots(engine, by, Quiet()).backends()})
     with publishing(chosen, pools) as publish:
-        replayer = Replayer(letters, replays, publish=publish, pools=pools, metrics=Quiet())
-        done = unknown.submit_again(letters, replayer, task, by, why)
+        replayer = Replayer(replays, publish=publish, pools=pools, metrics=Quiet())
+        done = unknown.submit_again(Letters(engine), replayer, task, by, why)
     _say(task, done, "is pending again, as a new attempt", as_json=as_json)
 
 
@@ -126,9 +127,7 @@ def give_up(which: Which, by: ByWhom, why: Why, as_json: AsJson = False) -> None
     chosen = settings()
     engine = connect(chosen.database_url.get_secret_value(), pool_size=1)
     task = _found(Tasks(engine, by, Quiet()), which)
-    letters, replays = DeadLetters(engine, by), Replays(engine, chosen.default_deadline_seconds)
-    replayer = Replayer(letters, replays, publish=publish_nothing, pools=(), metrics=Quiet())
-    done = unknown.give_up(letters, replayer, task, by, why)
+    done = unknown.give_up(Letters(engine), task, by, why)
     _say(task, done, "stays failed, and its dead letter is closed", as_json=as_json)
 
 
@@ -161,7 +160,7 @@ def trace(which: Which, as_json: AsJson = False) -> None:
     typer.echo("\n" + waterfall(story, events))
 
 
-def _say(task: Task, done: Item | str, what: str, *, as_json: bool) -> None:
+def _say(task: Task, done: Item | Closed | str, what: str, *, as_json: bool) -> None:
     if isinstance(done, str):
         raise fail(f"task {task.id}: nothing was changed: {done}", 1)
     if as_json:

@@ -1,4 +1,4 @@
-"""What people do with dead letters: look ahead, send them round again, discard them; the same for CLI and console."""
+"""Dead letters sent round again by people, after a look ahead; the same for CLI and console."""
 
 import logging
 import uuid
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from shared.database.dead_letters import DeadLetters, StoredLetter
+from shared.database.letters import StoredLetter
 from shared.database.replays import EventOwed, Prediction, Replay, Replays, Way
 from shared.database.tasks import Counter
 from shared.domain.errors import BrokerAway
@@ -46,7 +46,6 @@ class Result(StrEnum):
     REPLAYED = "replayed"
     PUBLISHED = "published"
     ACCEPTED = "accepted"  # noted, but the broker has not confirmed: the ops process publishes it
-    DISCARDED = "discarded"
     REFUSED = "refused"
 
 
@@ -67,10 +66,7 @@ class Replayer:
     pools   -- pools whose submit queues exist; rows of others wait for the scheduler
     """
 
-    def __init__(
-        self, letters: DeadLetters, replays: Replays, *, publish: Publish, pools: Collection[str], metrics: Counter
-    ) -> None:
-        self._letters = letters
+    def __init__(self, replays: Replays, *, publish: Publish, pools: Collection[str], metrics: Counter) -> None:
         self._replays = replays
         self._publish = publish
         self._pools = frozenset(pools)
@@ -93,15 +89,6 @@ class Replayer:
             items += [self._item(letter_id, replay) for letter_id, replay in done]
         return items
 
-    def discard(self, ids: Sequence[int], by_whom: str, why: str) -> list[Item]:
-        """Close letters for good: their rows stay failed. Raises DatabaseAway."""
-        return self._discarded(ids, self._letters.discard(ids, by_whom, why), why)
-
-    def would_discard(self, ids: Sequence[int], why: str) -> list[Item]:
-        """What `discard` would answer now. Changes nothing."""
-        open_ = {prediction.letter.id for prediction in self.plan(ids) if prediction.letter.state == "open"}
-        return self._discarded(ids, open_, why)
-
     def finish(self) -> int:
         """Publish what replayers that died, or had no broker, left behind; how many. Raises Outage.
 
@@ -113,15 +100,6 @@ class Replayer:
             self._replays.published([replay_id for replay_id, _ in left])
             log.info("replays finished", extra={"count": len(left)})
         return len(left)
-
-    def _discarded(self, ids: Sequence[int], discarded: Collection[int], why: str) -> list[Item]:
-        left = {p.letter.id: p.letter for p in self.plan([id_ for id_ in ids if id_ not in discarded])}
-        return [
-            Item(letter_id=letter_id, result=Result.DISCARDED, why=why)
-            if letter_id in discarded
-            else Item(letter_id=letter_id, result=Result.REFUSED, why=_not_open(left.get(letter_id)))
-            for letter_id in ids
-        ]
 
     def _replay(self, letter_id: int, by_whom: str, why: str | None) -> Replay | BrokerAway | None:
         answer = self._replays.replay(letter_id, by_whom, why=why)
@@ -182,7 +160,3 @@ def _message(replay_id: int, letter: StoredLetter) -> Message:
         message_id=str(uuid.uuid5(_NAMESPACE, str(replay_id))),
         headers={HEADER: traceparent_of(trace_id)} if trace_id else {},
     )
-
-
-def _not_open(letter: StoredLetter | None) -> str:
-    return "no such letter" if letter is None else f"already {letter.state} by {letter.closed_by}"

@@ -1,16 +1,25 @@
 """What people did by hand: one line each in operator_actions, in the transaction of the deed itself."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Final
 
 import sqlalchemy as sa
+
+_NOTE: Final = sa.text("""
+insert into operator_actions (by_whom, action, subject, detail)
+select :by_whom, :action, s.subject, cast(:detail as jsonb)
+from unnest(cast(:subjects as text[])) with ordinality as s(subject, place) order by s.place
+""").bindparams(sa.bindparam("detail", type_=sa.JSON))
 
 
 def note_action(connection: sa.Connection, by_whom: str, action: str, subject: str, detail: dict[str, Any]) -> None:
     """One line of operator_actions, in the caller's transaction."""
-    connection.execute(
-        sa.text(
-            "insert into operator_actions (by_whom, action, subject, detail)"
-            " values (:by_whom, :action, :subject, cast(:detail as jsonb))"
-        ).bindparams(sa.bindparam("detail", type_=sa.JSON)),
-        {"by_whom": by_whom, "action": action, "subject": subject, "detail": detail},
-    )
+    note_actions(connection, by_whom, action, [subject], detail)
+
+
+def note_actions(
+    connection: sa.Connection, by_whom: str, action: str, subjects: Iterable[str], detail: dict[str, Any]
+) -> None:
+    """The same deed on many subjects, a line for each."""
+    values = {"by_whom": by_whom, "action": action, "subjects": list(subjects), "detail": detail}
+    connection.execute(_NOTE, values)

@@ -9,8 +9,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from shared.database.actions import note_action
-from shared.database.dead_letters import LISTED, WHOLE, StoredLetter
 from shared.database.engine import in_transaction
+from shared.database.letters import LISTED, WHOLE, StoredLetter
 from shared.database.moves import Change, move_in
 from shared.database.rows import TASK, task_of
 from shared.domain.task import Reason, Stage, Status, Task

@@ -7,7 +7,7 @@ migrations, as comments in the database.
 from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import DOUBLE_PRECISION, JSONB, TIMESTAMP
+from sqlalchemy.dialects.postgresql import ARRAY, DOUBLE_PRECISION, JSONB, TIMESTAMP
 
 metadata: Final = sa.MetaData()
 
@@ -138,6 +138,7 @@ duplicate_keys: Final = sa.Table(
     _column("fingerprint", sa.Text),
     _column("at", _MOMENT),
 )
+sa.Index("duplicate_keys_task", duplicate_keys.c.task_id)
 
 legal_moves: Final = sa.Table(
     "legal_moves", metadata, _column("from_status", sa.Text, key=True), _column("to_status", sa.Text, key=True)
@@ -217,11 +218,36 @@ dead_letters: Final = sa.Table(
     _maybe("body", sa.Text),
     _column("headers", JSONB),
     _column("at", _MOMENT),
-    _column("state", sa.Text, sa.CheckConstraint("state in ('open', 'replayed', 'discarded')")),
+    _column(
+        "state",
+        sa.Text,
+        sa.CheckConstraint("state in ('open', 'planned', 'replaying', 'replayed', 'discarded', 'archived')"),
+    ),
     _maybe("closed_at", _MOMENT),
     _maybe("closed_by", sa.Text),
+    _column("first_at", _MOMENT),
+    _column("repeats", sa.Integer, sa.CheckConstraint("repeats >= 0")),
+    _maybe("exception", sa.Text),
+    _maybe("backend", sa.Text),
+    _maybe("workflow", sa.Text),
+    _maybe("provider_job_id", sa.Text),
+    _maybe("exchange", sa.Text),
+    _maybe("routing_key", sa.Text),
+    _maybe("queue", sa.Text),
+    _maybe("deliveries", sa.Integer),
+    _maybe("broker_reason", sa.Text),
+    _maybe("trace_id", sa.Text),
+    _maybe("version", sa.Text),
 )
-sa.Index("dead_letters_open", dead_letters.c.at, postgresql_where=sa.text("state = 'open'"))
+sa.Index(
+    "dead_letters_open",
+    dead_letters.c.fingerprint,
+    dead_letters.c.stage,
+    dead_letters.c.reason,
+    postgresql_where=sa.text("state = 'open'"),
+)
+sa.Index("dead_letters_state", dead_letters.c.state, dead_letters.c.id)
+sa.Index("dead_letters_group", dead_letters.c.fingerprint, dead_letters.c.id)
 sa.Index("dead_letters_task", dead_letters.c.task_id)
 
 replays: Final = sa.Table(
@@ -237,7 +263,29 @@ replays: Final = sa.Table(
     _maybe("closed_at", _MOMENT),
 )
 sa.Index("replays_one_open", replays.c.dead_letter_id, unique=True, postgresql_where=sa.text("state = 'open'"))
-sa.Index("replays_task", replays.c.task_id, postgresql_where=sa.text("state = 'open'"))
+sa.Index("replays_task", replays.c.task_id)
+sa.Index("replays_letter", replays.c.dead_letter_id)
+
+letter_groups: Final = sa.Table(
+    "letter_groups",
+    metadata,
+    _column("fingerprint", sa.Text, key=True),
+    _column("reason", sa.Text),
+    _maybe("pool", sa.Text),
+    _column("total", sa.BigInteger, sa.CheckConstraint("total >= 0")),
+    _column("first_at", _MOMENT),
+    _column("last_at", _MOMENT),
+    _column("backends", ARRAY(sa.Text)),
+    _column("workflows", ARRAY(sa.Text)),
+    _maybe("last_version", sa.Text),
+    _maybe("note", sa.Text),
+    _maybe("owner", sa.Text),
+    _maybe("fixed_in", sa.Text),
+    _maybe("fixed_at", _MOMENT),
+    _maybe("reopened_at", _MOMENT),
+    sa.CheckConstraint("(fixed_in is null) = (fixed_at is null)"),
+    sa.CheckConstraint("reopened_at is null or fixed_at is not null"),
+)
 
 operator_actions: Final = sa.Table(
     "operator_actions",

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from services.ops import commands
 from services.ops.collector import Collector
-from shared.database.dead_letters import DeadLetters, LetterFilter
+from shared.database.dead_letters import DeadLetters
+from shared.database.letters import LetterFilter
 from shared.domain.task import Status
 from tests.integration.rows_lab import Lab, a_delivery, letter_about
 
@@ -72,7 +73,8 @@ def test_list_says_that_there_are_none(run):
 
 def test_list_as_json_narrows_by_filter(run, lab, two):
     _, out = run("list", "--json", "--reason", "execution_failed", "--since", "1h", "--pool", "comfyui")
-    (letter,) = map(json.loads, out.splitlines())
+    assert "letters last seen from 20" in out
+    (letter,) = (json.loads(line) for line in out.splitlines() if line.startswith("{"))
     assert (letter["id"], letter["stage"], letter["state"], letter["attempt"]) == (two[0], "check", "open", 1)
     assert json.loads(run("list", "--json", "--task", letter["task_id"])[1])["id"] == two[0]
     assert json.loads(run("list", "--json", "--group", letter["fingerprint"])[1])["id"] == two[0]

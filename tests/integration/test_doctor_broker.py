@@ -11,7 +11,8 @@ from shared.broker.broker import Broker
 from shared.broker.consumer import Subscription
 from shared.broker.examine import _version_finding
 from shared.broker.topology import DELIVERY_LIMIT, dead_queue, topology
-from shared.database.dead_letters import DeadLetters, LetterFilter
+from shared.database.dead_letters import DeadLetters
+from shared.database.letters import LetterFilter
 from shared.domain.canary import ANSWER_TO, CANARY, OWN_QUEUES
 from shared.domain.task import Stage
 from shared.terminal import Quiet
@@ -104,7 +105,7 @@ def test_the_collector_answers_the_canaries_and_makes_no_letter_of_them(
     assert sorted(found) == [
         ("ok", f"a rejected message came through {queue} to the collector") for queue in sorted(DEAD)
     ]
-    assert letters.find(ANY) == []
+    assert letters.page(ANY) == []
     left = {queue["name"]: queue["messages"] for queue in stack.broker.queues(vhost=vhost)}
     assert left == {queue.name: 0 for queue in topology(["comfyui"]).queues}
 
@@ -146,7 +147,7 @@ def test_canaries_that_a_hanging_collector_holds_are_a_failure_and_the_next_one_
     collecting.start()
     eventually(lambda: [installation.depth(queue) for queue in DEAD] == [0, 0, 0], within=20)
     eventually(lambda: not collecting.problems and not collecting.consumer.in_hand, within=20)
-    assert letters.find(ANY) == []
+    assert letters.page(ANY) == []
 
 
 def test_a_dead_queue_that_is_missing_is_named_and_the_others_are_tried(installation: Installation) -> None:
@@ -175,7 +176,7 @@ def test_an_order_that_calls_itself_a_canary_still_becomes_a_letter(
     (outcome,) = collector.handle([a_delivery(type=CANARY, headers=headers, body=b"{}")])
 
     assert outcome.then == ()
-    assert [letter.message_type for letter in letters.find(ANY)] == [CANARY]
+    assert [letter.message_type for letter in letters.page(ANY)] == [CANARY]
 
 
 def test_a_canary_is_answered_on_queues_of_the_doctor_alone(lab: Lab, letters: DeadLetters) -> None:
@@ -187,7 +188,7 @@ def test_a_canary_is_answered_on_queues_of_the_doctor_alone(lab: Lab, letters: D
 
     assert [message.routing_key for message in answered.then] == [f"{OWN_QUEUES}x"]
     assert not_answered.then == []
-    assert letters.find(ANY) == []
+    assert letters.page(ANY) == []
 
 
 @pytest.mark.parametrize(

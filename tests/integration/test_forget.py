@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from services.ops.backend_commands import backend_app
 from services.ops.collector import Collector
 from shared.database.audit import run_audit
-from shared.database.dead_letters import DeadLetters, LetterFilter
+from shared.database.dead_letters import DeadLetters
+from shared.database.letters import LetterFilter
 from shared.database.replays import Replays, Way
 from shared.domain.errors import ProviderAway
 from shared.domain.task import Reason, Status

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 
 from services.ops.collector import Collector
 from shared.database.adopt import adopt
-from shared.database.dead_letters import DeadLetters, LetterFilter
+from shared.database.dead_letters import DeadLetters
+from shared.database.letters import LetterFilter
 from shared.domain.task import Reason, Stage, Status, Task
 from tests.integration.rows_lab import Lab, letter_about
 from tests.waiting import eventually
@@ -40,7 +41,7 @@ def test_the_letter_of_a_failure_that_was_adopted_before_it_came_is_closed_in_th
     late.handle([letter_about(task)])
     late.handle([letter_about(task)])
 
-    (letter,) = letters.find(LetterFilter(state=None))
+    (letter,) = letters.page(LetterFilter(state=None))
     assert (letter.state, letter.closed_by) == ("replayed", "ann")
     assert letter.closed_at is not None
 
@@ -55,7 +56,7 @@ def test_an_adopted_order_that_fails_again_has_an_open_letter(lab: Lab, letters:
 
     collector.handle([letter_about(again)])
 
-    (letter,) = letters.find(LetterFilter(state=None))
+    (letter,) = letters.page(LetterFilter(state=None))
     assert (letter.state, letter.closed_by) == ("open", None)
 
 
@@ -69,4 +70,4 @@ def test_a_letter_recorded_while_a_person_adopts_waits_for_what_they_do(lab: Lab
         assert not recorded.done()
         ann.rollback()
         recorded.result(10)
-    assert len(letters.find(LetterFilter())) == 1
+    assert len(letters.page(LetterFilter())) == 1

@@ -14,7 +14,8 @@ import pytest
 
 from shared.broker.broker import Broker
 from shared.broker.topology import topology
-from shared.database.dead_letters import DeadLetters, LetterFilter
+from shared.database.dead_letters import DeadLetters
+from shared.database.letters import LetterFilter
 from shared.database.replays import Replays
 from shared.domain.messages import dead_letter
 from shared.terminal import Quiet

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from services.ops import unknown
+from services.ops.closing import Closed
 from services.ops.collector import Collector
 from services.ops.replay import Item, Replayer
 from shared.database.dead_letters import DeadLetters
@@ -30,7 +31,6 @@ class Desk:
         self.published: list[Message] = []
         self.letters = DeadLetters(lab.engine, "ana")
         self.replayer = Replayer(
-            self.letters,
             Replays(lab.engine, 3600.0),
             publish=self.published.extend,
             pools=["comfyui"],
@@ -58,8 +58,8 @@ class Desk:
     def submit_again(self, task: Task, by: str = "ana") -> Item | str:
         return unknown.submit_again(self.letters, self.replayer, self.lab.row(task), by, "not in the console")
 
-    def give_up(self, task: Task, by: str = "ana") -> Item | str:
-        return unknown.give_up(self.letters, self.replayer, self.lab.row(task), by, "the customer has left")
+    def give_up(self, task: Task, by: str = "ana") -> Closed | str:
+        return unknown.give_up(self.letters, self.lab.row(task), by, "the customer has left")
 
     def deeds(self) -> Sequence[tuple[str, str, str]]:
         rows = self.lab.sql("select by_whom, action, detail from operator_actions order by id")
@@ -87,7 +87,7 @@ def test_submit_again_makes_a_new_attempt_and_keeps_who_and_why(desk: Desk) -> N
 def test_give_up_leaves_it_failed_and_closes_its_letter(desk: Desk) -> None:
     task = desk.doubted()
 
-    assert isinstance(desk.give_up(task), Item)
+    assert isinstance(desk.give_up(task), Closed)
 
     assert desk.lab.row(task).status is Status.FAILED
     assert [row.state for row in desk.lab.sql("select state from dead_letters")] == ["discarded"]
@@ -102,7 +102,7 @@ def test_of_several_people_at_the_same_moment_one_decides(desk: Desk) -> None:
         + [lambda who=who: desk.give_up(task, who) for who in ("c", "d")]  # type: ignore[misc]
     )
 
-    assert sum(isinstance(answer, Item) for answer in answers) == 1
+    assert sum(not isinstance(answer, str) for answer in answers) == 1
     assert len(desk.deeds()) == 1
 
 
