@@ -92,6 +92,7 @@ class Processes:
             **self._stack.environment(),
             "DARKROOM_DATABASE_URL": database_url,
             "DARKROOM_BACKENDS_FILE": str(backends),
+            "DARKROOM_CONSOLE_PORT": "-1",
             "DARKROOM_ARTIFACTS_URL": (self._folder / "pictures").as_uri(),
             "DARKROOM_PREFETCH_COMFYUI": str(min(64, max(10, capacity * len(self.simulators)))),
         }

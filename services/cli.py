@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "audit": "services.ops.audit_command:audit",
     "drill": "services.ops.drill:drill",
     "backend": "services.ops.backend_commands:backend_app",
+    "user": "services.ops.user_commands:user_app",
     "workflow": "services.ops.setup_commands:workflow_app",
     "provider": "services.ops.provider_commands:provider_app",
     "doctor": "services.ops.doctor:doctor",

@@ -71,6 +71,16 @@ class Settings(BaseSettings):
     http_read_tokens: SecretStr | None = Field(
         None, description="further bearer tokens, which may look at orders and pictures but not place or cancel"
     )
+    console_host: str = Field("127.0.0.1", min_length=1, description="address the web console listens on")
+    console_port: int = Field(
+        8081, ge=-1, le=65535, description="port of the web console; 0 takes any free one, -1 serves none"
+    )
+    console_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^\s/?#]+/?$",
+        description="where browsers reach the web console when a proxy stands before it, such as"
+        " `https://darkroom.example`; with https its cookie is sent over https alone",
+    )
     metrics_host: str = Field("127.0.0.1", min_length=1, description="address of /metrics, /livez and /readyz")
     metrics_port: int = Field(
         9100, ge=-1, le=65535, description="port of /metrics, /livez and /readyz; 0 takes any free one, -1 serves none"

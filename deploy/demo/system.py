@@ -76,6 +76,7 @@ class System:
         self.simulators: list[str] = []
         self.health: dict[str, str] = {}
         self.api = ""
+        self.console = ""
 
     def start(self, simulated_seconds: float) -> None:
         """Return when every process is ready to work. Raises NotStarted."""
@@ -108,8 +109,10 @@ class System:
         api = self._port()
         self.api = f"http://{LOOPBACK}:{api}"
         self._serve("producer", settings | {"DARKROOM_HTTP_PORT": str(api)})
+        console = self._port()
+        self.console = f"http://{LOOPBACK}:{console}"
         for name in ("submitter-1", "submitter-2", "poller-1", "poller-2", "ops"):
-            self._serve(name, settings)
+            self._serve(name, settings | {"DARKROOM_CONSOLE_PORT": str(console)})
         for name, url in [*self.health.items()]:
             self._wait(name, f"{url}/readyz")
         for number, url in enumerate(self.simulators, start=1):

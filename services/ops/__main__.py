@@ -6,6 +6,7 @@ from functools import partial
 from typing import Final
 
 from services.ops.collector import Collector
+from services.ops.console.serving import Console
 from services.ops.exporter import Exporter
 from services.ops.replay import Replayer, confirmed
 from shared.broker.broker import Broker
@@ -52,9 +53,11 @@ def main() -> None:
     exporter = Exporter(
         service.engine, service.metrics, pools=service.pools, backends=[backend.name for backend in service.backends]
     )
+    console = Console.of(service, letters, replayer, exporter)
     service.watch(broker)
     server = service.serve_health()
     broker.start()
+    console.start()
     loops = {
         "replay": lambda beat: keep_turning(
             "replay", partial(_finish, replayer), stopping=service.stopping, beat=beat, metrics=service.metrics
@@ -69,9 +72,10 @@ def main() -> None:
 
         threads.append(threading.Thread(target=loop, args=(beat,), name=name, daemon=True))
         threads[-1].start()
-    service.wait()
+    service.wait(console.must_run)
     for name in loops:
         service.health.retire(name)
+    console.stop()
     if not broker.stop(settings.drain_seconds):
         log.warning("work left unfinished; it comes back by itself")
     for thread in threads:

@@ -9,13 +9,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import sqlalchemy as sa
 
-from shared.database.audit import count_violations
+from shared.database.audit import Check, count_violations
 from shared.database.slots import Backend
-from shared.database.state import Waiting, read_state
+from shared.database.state import State, Waiting, read_state
 from shared.domain.errors import Outage
 from shared.domain.task import Reason, Stage, Status
 from shared.loop import keep_turning
@@ -48,6 +49,16 @@ _STATE_GAUGES: Final = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The last answers, and how long ago each was given; None: the database could not be asked."""
+
+    state: State | None = None
+    state_age_seconds: float = 0.0
+    violations: Mapping[Check, int] | None = None
+    violations_age_seconds: float = 0.0
+
+
 class Exporter:
     """One loop. While the database cannot be asked its gauges have no series at all: an old number would be a lie.
 
@@ -69,6 +80,19 @@ class Exporter:
         self._backends = backends
         self._clock = clock
         self._invariants_at = 0.0
+        self._last_state: tuple[State, float] | None = None
+        self._last_violations: tuple[Mapping[Check, int], float] | None = None
+
+    @property
+    def seen(self) -> Seen:
+        """What the gauges say, for who asks this process for a page."""
+        state, violations, now = self._last_state, self._last_violations, self._clock()
+        return Seen(
+            state[0] if state else None,
+            now - state[1] if state else 0.0,
+            violations[0] if violations else None,
+            now - violations[1] if violations else 0.0,
+        )
 
     def run(self, stopping: threading.Event, beat: Callable[[], None]) -> None:
         """Turn until told to stop."""
@@ -95,13 +119,21 @@ class Exporter:
         except (Outage, sa.exc.SQLAlchemyError) as error:
             for gauge in gauges:
                 self._metrics.forget(gauge)
+            self._forget(question)
             log.warning("question not answered", extra={"question": question, "why": str(error)})
             return
         self._metrics.set("state_query_seconds", time.monotonic() - begun, question=question)
         self._metrics.set("state_last_success_timestamp_seconds", time.time(), question=question)
 
+    def _forget(self, question: str) -> None:
+        if question == "state":
+            self._last_state = None
+        else:
+            self._last_violations = None
+
     def _state(self) -> None:
         state = read_state(self._engine)
+        self._last_state = state, self._clock()
         self._waiting(state.waiting)
         self._load(state.backends, state.at_risk)
         for bound, count in state.overdue.items():
@@ -145,7 +177,9 @@ class Exporter:
         self._metrics.set("backend_inflight_tasks", elsewhere, backend=OTHER)
 
     def _invariants(self) -> None:
-        for check, rows in count_violations(self._engine, WINDOW_SECONDS).items():
+        violations = count_violations(self._engine, WINDOW_SECONDS)
+        self._last_violations = violations, self._clock()
+        for check, rows in violations.items():
             self._metrics.set("invariant_violations", rows, check=check)
             if rows:
                 log.error("promise broken: run `darkroom audit`", extra={"check": check, "rows": rows})

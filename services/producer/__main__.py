@@ -9,11 +9,11 @@ from collections.abc import Mapping
 
 from services.producer.api import create_app
 from services.producer.auth import is_loopback
-from services.producer.connections import http_server
 from services.producer.orders import Offer
 from shared.broker.broker import Broker
 from shared.database.callbacks import Callbacks
 from shared.database.listing import Listing
+from shared.http_connections import http_server
 from shared.providers.signatures import Signatures
 from shared.providers.table import InvalidTables
 from shared.service import CannotStart, Service, run, start

@@ -111,6 +111,7 @@ tasks: Final = sa.Table(
 sa.Index("tasks_one_active_order", tasks.c.order_id, unique=True, postgresql_where=sa.text(f"not ({_FINAL})"))
 sa.Index("tasks_order_id", tasks.c.order_id, postgresql_where=sa.text("order_id is not null"))
 sa.Index("tasks_newest", tasks.c.status, tasks.c.created_at, tasks.c.id)
+sa.Index("tasks_newest_of_pool", tasks.c.pool, tasks.c.status, tasks.c.created_at, tasks.c.id)
 sa.Index("tasks_due", tasks.c.due_at, postgresql_where=sa.text("due_at is not null"))
 sa.Index(
     "tasks_free",
@@ -298,3 +299,36 @@ operator_actions: Final = sa.Table(
     _column("detail", JSONB),
 )
 sa.Index("operator_actions_subject", operator_actions.c.subject)
+sa.Index("operator_actions_by_whom", operator_actions.c.by_whom, operator_actions.c.id)
+sa.Index("operator_actions_action", operator_actions.c.action, operator_actions.c.id)
+sa.Index("operator_actions_at", operator_actions.c.at)
+
+users: Final = sa.Table(
+    "users",
+    metadata,
+    _column("name", sa.Text, key=True),
+    _column("role", sa.Text, sa.CheckConstraint("role in ('viewer', 'operator', 'editor')")),
+    _column("password_hash", sa.Text),
+    _column("created_at", _MOMENT),
+    _column("password_at", _MOMENT),
+)
+
+sessions: Final = sa.Table(
+    "sessions",
+    metadata,
+    _column("token_hash", sa.LargeBinary, key=True),
+    _column("user_name", sa.Text, sa.ForeignKey("users.name", ondelete="CASCADE")),
+    _column("began_at", _MOMENT),
+    _column("ends_at", _MOMENT),
+)
+sa.Index("sessions_user", sessions.c.user_name)
+
+login_attempts: Final = sa.Table(
+    "login_attempts",
+    metadata,
+    _column("id", sa.BigInteger, sa.Identity(always=True), key=True),
+    _column("at", _MOMENT),
+    _column("user_name", sa.Text),
+    _column("address", sa.Text),
+)
+sa.Index("login_attempts_at", login_attempts.c.at)

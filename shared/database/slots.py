@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -40,6 +41,8 @@ class Backend:
     pause_reason: str | None
     in_flight: int
     leases_over: int
+    health_changed_at: datetime
+    paused_until: datetime | None  # None: not paused, or until somebody resumes it
     is_probe_due: bool = False
 
     @property
@@ -154,7 +157,8 @@ where (backends.pool, backends.adapter, backends.url, backends.capacity, backend
 _ALL: Final = sa.text("""
 select b.name, b.pool, b.adapter, b.url, b.capacity, least(b.capacity, b.limit_now) as limit, b.max_run_seconds,
     b.enabled, b.health, b.health_detail,
-    coalesce(b.paused_until > now(), false) as is_paused, b.pause_reason,
+    coalesce(b.paused_until > now(), false) as is_paused, b.pause_reason, b.health_changed_at,
+    nullif(b.paused_until, 'infinity') as paused_until,
     coalesce(b.health in ('refused', 'silent') and b.probe_at <= now(), false) as is_probe_due,
     (select count(*) from tasks t where t.backend = b.name
         and (t.status in ('submitting', 'processing') or t.cancel_owed)) as in_flight,

@@ -11,6 +11,8 @@ MARGIN_SECONDS: Final = 2.0
 ACK_TIMEOUT_SECONDS: Final = 1800.0
 #: Database connections a process of each service may need at once: its threads that ask.
 CONNECTIONS: Final[Mapping[str, int]] = {"producer": 8, "submitter": 24, "poller": 12, "ops": 6}
+#: And the console beside them, from a store of its own.
+CONSOLE_CONNECTIONS: Final = 4
 #: What a process opens beyond them when all are taken.
 OVERFLOW: Final = 2
 #: And what it keeps to ask for its own readiness.
@@ -78,6 +80,7 @@ def connection_findings(room: int, processes: Mapping[str, int]) -> Iterator[Fin
     """
     counts = {name: max(1, processes.get(name, 0)) for name in CONNECTIONS}
     needed = sum(count * (CONNECTIONS[name] + OVERFLOW + READINESS) for name, count in counts.items())
+    needed += counts.get("ops", 0) * (CONSOLE_CONNECTIONS + OVERFLOW)
     workers = ", ".join(f"{count} {name}" for name, count in counts.items())
     found = f"PostgreSQL has {room} for us; {workers} may open {needed}"
     if needed > room:

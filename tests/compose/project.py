@@ -13,7 +13,14 @@ from deploy.local.stack import ROOT
 from tests.servers import free_port
 
 _FILES: Final = ("docker-compose.yml", "tests/compose/quick.yml")
-_PORTS: Final = ("DARKROOM_HTTP_PORT", "RABBITMQ_PORT", "RABBITMQ_MANAGEMENT_PORT", "PROMETHEUS_PORT", "GRAFANA_PORT")
+_PORTS: Final = (
+    "DARKROOM_HTTP_PORT",
+    "DARKROOM_CONSOLE_PORT",
+    "RABBITMQ_PORT",
+    "RABBITMQ_MANAGEMENT_PORT",
+    "PROMETHEUS_PORT",
+    "GRAFANA_PORT",
+)
 #: Runs in a container of its own that sees the host's processes: works for whoever may use the engine, root or not.
 _KILL: Final = "import os, signal, sys; [os.kill(int(pid), signal.SIGKILL) for pid in sys.argv[1:]]"
 _STATS: Final = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8188/_sim/stats?log=0').read().decode())"

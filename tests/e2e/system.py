@@ -35,6 +35,7 @@ QUICK: Final[Mapping[str, float]] = {
     "MAX_RUN_SECONDS": 120,
     "DRAIN_SECONDS": 10,
     "METRICS_PORT": 0,
+    "CONSOLE_PORT": -1,
 }
 FINAL: Final = frozenset({"completed", "failed", "cancelled"})
 

@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 import httpx
 import pytest
 
-from services.producer import connections
 from services.producer.bodies import BODY_SECONDS
-from services.producer.connections import MAX_HEAD_BYTES, http_server
 from services.producer.turnstile import MAX_PER_CLIENT
+from shared import http_connections
 from shared.domain.messages import MAX_ORDER_BYTES
+from shared.http_connections import MAX_HEAD_BYTES, http_server
 from tests.unit.api_lab import RED, Api
 from tests.waiting import eventually
 
@@ -34,7 +34,7 @@ class Producer:
 @pytest.fixture(scope="module")
 def producer() -> Iterator[Producer]:
     patience = pytest.MonkeyPatch()
-    patience.setattr(connections, "HEAD_SECONDS", HEAD_SECONDS)
+    patience.setattr(http_connections, "HEAD_SECONDS", HEAD_SECONDS)
     api = Api()
     api.tokens, api.read_tokens = [FIRST, SECOND], [READER]
     server = http_server(api.app(), drain_seconds=1)

@@ -52,6 +52,7 @@ def environment(tmp_path: Path, database_url: str, amqp_url: str) -> dict[str, s
         "DARKROOM_AMQP_URL": amqp_url,
         "DARKROOM_BACKENDS_FILE": str(backends),
         "DARKROOM_METRICS_PORT": str(free_port()),
+        "DARKROOM_CONSOLE_PORT": str(free_port()),
     }
 
 

@@ -8,6 +8,7 @@ import yaml
 from shared.config import Settings
 from shared.domain.fit import (
     CONNECTIONS,
+    CONSOLE_CONNECTIONS,
     OVERFLOW,
     READINESS,
     ack_timeout_findings,
@@ -51,6 +52,7 @@ def test_the_permits_of_all_submitters_fill_the_slots(slots: int, submitters: in
 
 def test_each_process_is_given_all_the_connections_it_may_open() -> None:
     one_of_each = sum(count + OVERFLOW + READINESS for count in CONNECTIONS.values())
+    one_of_each += CONSOLE_CONNECTIONS + OVERFLOW
     needed = one_of_each + 2 * (CONNECTIONS["submitter"] + OVERFLOW + READINESS)
     (enough,) = connection_findings(needed, {"submitter": 3})
     (too_few,) = connection_findings(needed - 1, {"submitter": 3, "poller": 0})

@@ -1,4 +1,4 @@
-"""Connections of the HTTP interface: none is held open by a client that does not finish its request's head."""
+"""The HTTP server of the producer and of the console; none of its connections waits for ever for a request's head."""
 
 import asyncio
 from typing import Any, Final
@@ -14,7 +14,7 @@ HEAD_SECONDS: Final = 10.0
 
 
 def http_server(app: ASGIApp, drain_seconds: float) -> uvicorn.Server:
-    """The server of the HTTP interface, to be run on a socket that listens already."""
+    """A server for `app`, to be run on a socket that listens already."""
     config = uvicorn.Config(
         app,
         http=Connection,

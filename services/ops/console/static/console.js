@@ -1,0 +1,12 @@
+// What pages do beyond HTML and htmx: "/" goes to the search field, and a form that asks first is asked about.
+document.addEventListener("keydown", (event) => {
+  const field = event.target.closest("input, textarea, select, [contenteditable]");
+  if (event.key === "/" && !field && !event.ctrlKey && !event.metaKey && !event.altKey) {
+    const find = document.querySelector("[data-find]") || document.getElementById("find");
+    if (find) {
+      event.preventDefault();
+      find.focus();
+      find.select();
+    }
+  }
+});
