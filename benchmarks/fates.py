@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from shared.database.dead_letters import failure_fingerprint
+from shared.domain.letters import failure_fingerprint
 from shared.domain.task import Reason, Stage, Status
 
 #: A slot is one order's for so long; every fate is over by then, or goes on in this very moment.

@@ -100,12 +100,13 @@ from pg_temp.plan p where p.twice is not null
 
 #: Discarded ten minutes later, or just now.
 _LETTERS: Final = """
-insert into dead_letters (identity, task_id, attempt, stage, reason, detail, fingerprint, pool, message_id,
-    message_type, body, at, state, closed_at, closed_by)
+insert into dead_letters (identity, task_id, attempt, stage, reason, detail, fingerprint, pool, backend, workflow,
+    message_id, message_type, body, first_at, at, state, closed_at, closed_by)
 select p.task_id || ':' || f.letter_attempt || ':' || f.letter_stage, p.task_id, f.letter_attempt, f.letter_stage,
     f.letter_reason, pg_temp.named(f.letter_detail, p.key, p.number), g.fingerprint, s.pool,
+    case when f.letter_attempt > 0 then s.backend end, s.body::jsonb ->> 'workflow',
     md5(p.key)::uuid::text, 'task.dead.v1', pg_temp.named(s.body, p.key, p.number),
-    pg_temp.moment(p.turn, f.letter_at + 1, null), f.letter,
+    pg_temp.moment(p.turn, f.letter_at + 1, null), pg_temp.moment(p.turn, f.letter_at + 1, null), f.letter,
     case f.letter when 'discarded' then least(pg_temp.moment(p.turn, f.letter_at + 600, null), now())
         when 'replayed' then pg_temp.moment(p.turn, f.replayed_at, null) end,
     case f.letter when 'open' then null else (array['ana', 'bo', 'chidi'])[1 + p.number % 3] end
@@ -116,11 +117,11 @@ order by p.number
 
 #: Of messages that made no row, over the whole time; one kind and the other by turns.
 ROWLESS_LETTERS: Final = """
-insert into dead_letters (identity, stage, reason, detail, fingerprint, message_id, message_type, body, at)
+insert into dead_letters (identity, stage, reason, detail, fingerprint, message_id, message_type, body, first_at, at)
 select encode(sha256(n::text::bytea), 'hex'), r.stage, r.reason, replace(r.detail, 'NUMBER', n::text), r.fingerprint,
     md5(n::text)::uuid::text, 'order.placed.v1', '{"idempotency_key": "rowless-' || n || '"}',
-    now() - %(span)s * interval '1 second' * n / %(count)s
-from generate_series(1, %(count)s) n
+    at, at
+from (select n, now() - %(span)s * interval '1 second' * n / %(count)s as at from generate_series(1, %(count)s) n) l
     join (select row_number() over (order by reason) - 1 as place, * from pg_temp.rowless) r on r.place = mod(n, 2)
 """
 

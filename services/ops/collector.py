@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from shared.broker.topology import stage_of
 from shared.database.dead_letters import MAX_BODY_BYTES, DeadLetters, NewLetter, storable
 from shared.domain.canary import answers_to, is_canary
-from shared.domain.messages import MAX_DETAIL_CHARS, Delivery
+from shared.domain.messages import MAX_DETAIL_CHARS, Delivery, version_in
 from shared.domain.outcome import Done, Outcome
 from shared.domain.task import Reason, Stage
 from shared.observe.metrics import Metrics
@@ -26,7 +26,7 @@ E = TypeVar("E", bound=StrEnum)
 CUT: Final = "cut"
 ALTERED: Final = "altered"
 
-_POOL: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _KEPT_DEATHS: Final = 5
 _MAX_HEADER_CHARS: Final = 200
 _MAX_SHORT_BYTES: Final = 255
@@ -49,8 +49,8 @@ class Collector:
         for letter in self._letters.record(letters):
             self._metrics.count("dead_letters_total", stage=letter.stage, reason=letter.reason)
             about = {"task_id": str(letter.task_id)} if letter.task_id else {}
-            if trace_id := read_trace_id(letter.headers.get(HEADER)):
-                about["trace_id"] = trace_id
+            if letter.trace_id:
+                about["trace_id"] = letter.trace_id
             log.info("dead letter recorded", extra={"stage": letter.stage, "reason": letter.reason, **about})
         return [
             Done(then=answers_to(delivery)) if is_one else Done()
@@ -66,11 +66,14 @@ def letter_of(delivery: Delivery) -> NewLetter:
     headers = delivery.headers if isinstance(delivery.headers, Mapping) else {}
     queue_stage = stage_of(delivery.queue)
     deaths = _deaths(headers.get("x-death"))
+    read = _read(delivery.body)
     body, mark = _text(delivery.body)
     kept: dict[str, Any] = {"queue": delivery.queue} | ({"body": mark} if mark else {})
-    if trace_id := read_trace_id(headers.get(HEADER)):
+    trace_id = read_trace_id(headers.get(HEADER))
+    if trace_id:
         kept[HEADER] = traceparent_of(trace_id)
     task_id, attempt, stage = None, None, queue_stage
+    origin: Mapping[str, Any] = deaths[0] if deaths else headers
     if deaths:
         kept["x-death"] = deaths
         reason, detail = Reason.DELIVERY_LIMIT, _sentence(deaths[0])
@@ -92,7 +95,15 @@ def letter_of(delivery: Delivery) -> NewLetter:
         stage=stage,
         reason=reason,
         detail=storable(detail),
-        pool=_pool(delivery.body),
+        pool=_name(read.get("pool")),
+        workflow=_name(read.get("workflow")),
+        exchange=_short(origin.get("exchange")),
+        routing_key=_short(origin.get("routing_key")),
+        queue=_short(origin.get("queue")),
+        deliveries=_count(origin.get("deliveries")),
+        broker_reason=deaths[0]["reason"] if deaths else None,
+        trace_id=trace_id,
+        version=None if deaths else _short(version_in(delivery.app_id)),
         message_id=message_id,
         message_type=_short(delivery.type),
         body=body,
@@ -140,18 +151,25 @@ def _text(body: bytes) -> tuple[str, str | None]:
     return text.encode()[:MAX_BODY_BYTES].decode(errors="ignore"), mark
 
 
-def _pool(body: bytes) -> str | None:
-    """The pool an order, permit or check names, when the body can be read at all."""
+def _read(body: bytes) -> Mapping[str, Any]:
+    """An order, permit or check, when the body can be read at all."""
     try:
         read = json.loads(body)
     except (ValueError, RecursionError):
-        return None
-    pool = read.get("pool") if isinstance(read, dict) else None
-    return pool if isinstance(pool, str) and _POOL.fullmatch(pool) else None
+        return {}
+    return read if isinstance(read, dict) else {}
+
+
+def _name(value: object) -> str | None:
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else None
+
+
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and 0 <= value < 2**31 else None
 
 
 def _deaths(x_death: object) -> list[dict[str, Any]]:
-    """The broker's own account, newest first: queue, reason, count."""
+    """The broker's own account, newest first: where it was, by what way it had come there, why it was buried."""
     if not isinstance(x_death, list):
         return []
     return [
@@ -159,10 +177,16 @@ def _deaths(x_death: object) -> list[dict[str, Any]]:
             "queue": storable(_plain(death.get("queue")), _MAX_HEADER_CHARS),
             "reason": storable(_plain(death.get("reason")), _MAX_HEADER_CHARS),
             "count": death["count"] if isinstance(death.get("count"), int) else None,
+            "exchange": storable(_plain(death.get("exchange")), _MAX_HEADER_CHARS),
+            "routing_key": storable(_plain(_first(death.get("routing-keys"))), _MAX_HEADER_CHARS),
         }
         for death in x_death[:_KEPT_DEATHS]
         if isinstance(death, Mapping)
     ]
+
+
+def _first(value: object) -> object:
+    return value[0] if isinstance(value, list) and value else None
 
 
 def _sentence(death: Mapping[str, Any]) -> str:

@@ -230,6 +230,9 @@ class Consumer:
             correlation_id=_text(properties.correlation_id),
             headers=properties.headers or {},
             redelivered=method.redelivered,
+            exchange=_text(method.exchange),
+            routing_key=_text(method.routing_key),
+            app_id=_text(properties.app_id),
         )
         if method.redelivered:
             self._metrics.count("message_redeliveries_total", queue=delivery.queue)

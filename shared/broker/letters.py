@@ -2,7 +2,7 @@
 
 import traceback
 import uuid
-from typing import Final
+from typing import Any, Final
 
 from shared.broker.topology import dead_queue, stage_of
 from shared.domain.messages import DEAD_LETTER, Delivery, Message, dead_letter_headers
@@ -24,7 +24,10 @@ def buried(delivery: Delivery, trace: str) -> DeadLetter:
 
 
 def letter(delivery: Delivery, verdict: DeadLetter) -> Message:
-    """What the verdict asks for. Of the incoming headers only the trace goes along: a header can fill a whole frame."""
+    """What the verdict asks for. Of the incoming headers only the trace goes along: a header can fill a whole frame.
+
+    Where the delivery came from goes with it, since the broker says so only of what it buries itself.
+    """
     return Message(
         routing_key=dead_queue(Stage(verdict.stage)),
         type=delivery.type or DEAD_LETTER,
@@ -38,7 +41,8 @@ def letter(delivery: Delivery, verdict: DeadLetter) -> Message:
             task_id=verdict.task_id,
             attempt=verdict.attempt,
             trace_id=read_trace_id(delivery.headers.get(HEADER)),
-        ),
+        )
+        | _origin(delivery),
     )
 
 
@@ -52,3 +56,15 @@ def bare_letter(delivery: Delivery, error: BaseException) -> Message:
         message_id=str(uuid.uuid4()),
         headers=dead_letter_headers(reason=Reason.BUG, stage=stage, detail=trace_of(error)),
     )
+
+
+def _origin(delivery: Delivery) -> dict[str, Any]:
+    """Short strings of AMQP and a number. A queue counts the deliveries that came to nothing, not the first one."""
+    before = delivery.headers.get("x-delivery-count")
+    origin = {
+        "queue": delivery.queue,
+        "exchange": delivery.exchange,
+        "routing_key": delivery.routing_key,
+        "deliveries": before + 1 if isinstance(before, int) else 1 if not delivery.redelivered else None,
+    }
+    return {name: value for name, value in origin.items() if value is not None}

@@ -18,8 +18,9 @@ from shared.broker import crash_points
 from shared.broker.connection import IOThread, Link
 from shared.broker.topology import Topology
 from shared.domain.errors import BrokerAway, Unpublishable
-from shared.domain.messages import Message
+from shared.domain.messages import Message, app_id_of
 from shared.observe.crash import crash_point
+from shared.observe.metrics import our_version
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class Publisher:
     def __init__(self, io: IOThread, urls: Sequence[str], topology: Topology, *, name: str, metrics: Counter) -> None:
         self._io = io
         self._metrics = metrics
+        self._app_id = app_id_of(our_version())
         self._exchanges = {exchange.name for exchange in topology.exchanges}
         self._queues = {queue.name for queue in topology.queues}
         self._link = Link(
@@ -177,6 +179,7 @@ class Publisher:
                 message_id=message.message_id,
                 correlation_id=message.correlation_id,
                 headers=dict(message.headers),
+                app_id=self._app_id,
             )
             assert self._channel is not None  # noqa: S101 - is_ready says so
             try:

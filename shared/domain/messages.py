@@ -34,6 +34,8 @@ TASK_SUBMIT: Final = "task.submit.v1"
 TASK_CHECK: Final = "task.check.v1"
 DEAD_LETTER: Final = "dead.letter.v1"
 
+_PROGRAM: Final = "darkroom"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
@@ -51,7 +53,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """One message as it arrived."""
+    """One message as it arrived. app_id -- the program that sent it, as it says itself"""
 
     queue: str
     body: bytes
@@ -60,6 +62,9 @@ class Delivery:
     correlation_id: str | None
     headers: Mapping[str, Any]
     redelivered: bool
+    exchange: str | None = None
+    routing_key: str | None = None
+    app_id: str | None = None
 
 
 class Choice(BaseModel):
@@ -365,6 +370,17 @@ def dead_letter_headers(
     if trace_id is not None:
         headers["traceparent"] = traceparent_of(trace_id)
     return headers
+
+
+def app_id_of(version: str) -> str:
+    """How this program names itself on every message it sends. Pure."""
+    return f"{_PROGRAM}/{version}"
+
+
+def version_in(app_id: str | None) -> str | None:
+    """The version of the program that sent a message, None when it was none of ours. Pure."""
+    program, slash, version = (app_id or "").partition("/")
+    return version if program == _PROGRAM and slash and version else None
 
 
 def _correlation_id(idempotency_key: str) -> str:

@@ -14,6 +14,7 @@ from services.ops.closing import close
 from services.ops.collector import ALTERED, CUT, Collector, letter_of
 from shared.broker.broker import Broker
 from shared.broker.consumer import Subscription
+from shared.broker.letters import letter
 from shared.broker.topology import DELIVERY_LIMIT, dead_queue, topology
 from shared.database.dead_letters import DeadLetters
 from shared.database.letter_states import Deed
@@ -21,8 +22,9 @@ from shared.database.letters import LetterFilter
 from shared.database.replays import Replays
 from shared.domain.letters import failure_fingerprint, masked
 from shared.domain.messages import Message, dead_letter_headers
-from shared.domain.outcome import Done
+from shared.domain.outcome import DeadLetter, Done
 from shared.domain.task import Reason, Stage, Status
+from shared.observe.metrics import our_version
 from shared.observe.trace import new_trace_id, read_trace_id, traceparent_of
 from tests.integration.rows_lab import Lab, a_delivery, letter_about
 from tests.waiting import eventually
@@ -59,6 +61,57 @@ def test_a_letter_about_a_row_is_recorded_under_its_attempt_and_stage(lab, lette
     assert (letter.task_id, letter.attempt, letter.stage, letter.reason) == (task.id, 1, "check", "execution_failed")
     assert (letter.detail, letter.pool, letter.state) == ("node 7 broke", "comfyui", "open")
     assert counted(lab, Stage.CHECK, Reason.EXECUTION_FAILED) == 1
+
+
+def test_a_letter_about_a_row_says_where_its_attempt_ran_and_what_it_asked_for(lab, letters, collector):
+    task = lab.failed(detail="Traceback (most recent call last):\n  File \"a.py\", line 1\nKeyError: 'images'")
+    collector.handle([replace(letter_about(task), app_id="darkroom/1.2.3")])
+    (letter,) = letters.page(ANY)
+    assert (letter.backend, letter.workflow, letter.provider_job_id) == ("gpu-1", "demo", str(task.job_key))
+    assert (letter.exception, letter.version, letter.trace_id) == ("KeyError", "1.2.3", task.trace_id)
+    assert (letter.first_at, letter.repeats) == (letter.at, 0)
+
+
+def test_a_letter_keeps_all_of_a_traceback_that_its_message_had_to_cut(lab, letters, collector):
+    task = lab.failed(detail="Traceback:\n" + "  a frame\n" * 500 + "KeyError: 'images'")
+    delivery = letter_about(task)
+    assert "KeyError" not in delivery.headers["detail"]
+    collector.handle([delivery])
+    assert letters.page(ANY)[0].detail.endswith("KeyError: 'images'")
+
+
+def test_a_buried_delivery_says_by_what_way_it_had_come_and_how_often(letters, collector):
+    came = a_delivery(
+        queue="orders",
+        body=b'{"pool": "comfyui", "workflow": "demo"}',
+        exchange="orders",
+        routing_key="order.placed",
+        headers={"x-delivery-count": 2, "huge": "x" * 9000},
+        redelivered=True,
+    )
+    message = letter(came, DeadLetter(reason=Reason.INVALID_MESSAGE, detail="no key", stage=Stage.ORDERS))
+    collector.handle([a_delivery(headers=message.headers, body=message.body, app_id="shop/7")])
+    (found,) = letters.page(ANY)
+    assert (found.queue, found.exchange, found.routing_key, found.deliveries) == ("orders", "orders", "order.placed", 3)
+    assert (found.pool, found.workflow, found.broker_reason, found.version) == ("comfyui", "demo", None, None)
+
+
+@pytest.mark.parametrize("reason", ["rejected", "expired", "maxlen", "delivery_limit"])
+def test_what_a_queue_with_arguments_of_old_buries_is_a_letter_with_the_word_of_the_broker(letters, collector, reason):
+    death = {
+        "queue": "submit.comfyui",
+        "reason": reason,
+        "count": 1,
+        "exchange": "",
+        "routing-keys": ["submit.comfyui"],
+    }
+    headers = {"x-death": [death], "reason": "bug", "task_id": str(uuid.uuid4()), "attempt": 1}
+    delivery = a_delivery(queue="submit.dead", headers=headers, body=b'{"pool":"comfyui"}', message_id="m-1")
+    collector.handle([delivery, delivery])
+    collector.handle([delivery])
+    (found,) = letters.page(ANY)
+    assert (found.reason, found.broker_reason, found.task_id) == ("delivery_limit", reason, None)
+    assert (found.queue, found.exchange, found.routing_key) == ("submit.comfyui", "", "submit.comfyui")
 
 
 SIGNED = b'{"inputs": {"photo": "https://ann:pass-word@h/a.png?sig=s3cret", "width": 8}, "pool": "comfyui"}'
@@ -260,7 +313,9 @@ def test_the_broker_s_own_burials_and_ours_end_in_the_table_and_the_queues_are_e
     assert by_reason["execution_failed"].task_id == task.id
     buried = by_reason["delivery_limit"]
     assert (buried.stage, buried.pool, buried.task_id) == ("orders", "comfyui", None)
-    assert buried.headers["x-death"][0]["queue"] == "orders"
+    assert (buried.queue, buried.exchange, buried.routing_key) == ("orders", "orders", "order.placed")
+    assert (buried.broker_reason, buried.version) == ("delivery_limit", None)
+    assert by_reason["execution_failed"].version == our_version()
     assert lab.row(task).status is Status.FAILED
 
 

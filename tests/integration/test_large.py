@@ -7,7 +7,7 @@ import pytest
 from benchmarks.large import NotEmpty, fill
 from deploy.local import Stack
 from shared.database.audit import run_audit
-from shared.database.dead_letters import failure_fingerprint
+from shared.domain.letters import failure_fingerprint
 from shared.domain.messages import Order
 from shared.domain.task import job_key_for, seed_for
 from tests.factories import Rows
