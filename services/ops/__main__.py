@@ -53,7 +53,7 @@ def main() -> None:
     exporter = Exporter(
         service.engine, service.metrics, pools=service.pools, backends=[backend.name for backend in service.backends]
     )
-    console = Console.of(service, letters, replayer, exporter)
+    console = Console.of(service, broker, exporter)
     service.watch(broker)
     server = service.serve_health()
     broker.start()

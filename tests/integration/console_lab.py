@@ -14,7 +14,6 @@ from services.ops.console.app import create_app
 from services.ops.console.parts import Parts
 from services.ops.exporter import Exporter
 from services.ops.replay import Replayer
-from shared.database.dead_letters import DeadLetters
 from shared.database.replays import Replays
 from shared.database.users import Role, Users
 from shared.domain.messages import Message
@@ -76,16 +75,12 @@ class ConsoleLab(Rows):
         self.published: list[Message] = []
         self.away: Exception | None = None
         self.store = Artifacts(str(folder))
-        self.letters = DeadLetters(self.engine, "ops")
         self.users = Users(self.engine)
         self.exporter = Exporter(self.engine, MEASURED, pools=[POOL], backends=["gpu-1"])
-        replayer = Replayer(
-            self.letters, Replays(self.engine, 3600.0), publish=self._publish, pools=[POOL], metrics=MEASURED
-        )
+        replayer = Replayer(Replays(self.engine, 3600.0), publish=self._publish, pools=[POOL], metrics=MEASURED)
         self.parts = Parts(
             engine=self.engine,
             store=self.store,
-            letters=self.letters,
             replayer=replayer,
             seen=lambda: self.exporter.seen,
             pools=[POOL],

@@ -7,22 +7,20 @@ import sqlalchemy as sa
 
 from services.ops.exporter import Seen
 from services.ops.replay import Replayer
-from shared.database.dead_letters import DeadLetters
 from shared.domain.retry import RetryPolicy
 from shared.storage import Artifacts
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """engine -- the console's own: a slow page must not keep the collector waiting for a connection
-    replayer, letters -- what sends letters round again and finds them, the same as for the CLI
-    seen             -- what the exporter saw last, None before its first answer
-    url              -- under which browsers reach the console when that is not the address it listens on
+    """engine   -- the console's own: a slow page must not keep the collector waiting for a connection
+    replayer -- sends letters round again, as for the CLI, over the connections of `engine`
+    seen     -- what the exporter saw last, None before its first answer
+    url      -- under which browsers reach the console when that is not the address it listens on
     """
 
     engine: sa.Engine
     store: Artifacts
-    letters: DeadLetters
     replayer: Replayer
     seen: Callable[[], Seen]
     pools: Sequence[str]

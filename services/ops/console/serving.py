@@ -6,9 +6,10 @@ import threading
 from typing import TYPE_CHECKING, Final, Self
 
 from services.ops.exporter import Exporter
-from services.ops.replay import Replayer
-from shared.database.dead_letters import DeadLetters
+from services.ops.replay import Replayer, confirmed
+from shared.broker.broker import Broker
 from shared.database.engine import connect
+from shared.database.replays import Replays
 from shared.domain.fit import CONSOLE_CONNECTIONS
 from shared.service import CannotStart, Service
 from shared.storage import Artifacts
@@ -33,7 +34,7 @@ class Console:
         self._thread: threading.Thread | None = None
 
     @classmethod
-    def of(cls, service: Service, letters: DeadLetters, replayer: Replayer, exporter: Exporter) -> Self:
+    def of(cls, service: Service, broker: Broker, exporter: Exporter) -> Self:
         """Raises CannotStart. The settings may want none."""
         settings = service.settings
         if settings.console_port < 0:
@@ -52,8 +53,12 @@ class Console:
         parts = Parts(
             engine=engine,
             store=Artifacts(settings.artifacts_url),
-            letters=letters,
-            replayer=replayer,
+            replayer=Replayer(
+                Replays(engine, settings.default_deadline_seconds),
+                publish=confirmed(broker.publish, settings.confirm_timeout_seconds),
+                pools=service.pools,
+                metrics=service.metrics,
+            ),
             seen=lambda: exporter.seen,
             pools=service.pools,
             retry=settings.retry,
