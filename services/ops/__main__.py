@@ -31,7 +31,8 @@ _LIMIT_SECONDS: Final = 120.0
 def main() -> None:
     service = start("ops")
     settings = service.settings
-    collector = Collector(DeadLetters(service.engine, service.actor), service.metrics)
+    letters = DeadLetters(service.engine, service.actor)
+    collector = Collector(letters, service.metrics)
     broker = Broker(
         settings.amqp_urls,
         service.topology,
