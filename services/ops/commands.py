@@ -261,7 +261,7 @@ def publishing(chosen: Settings, pools: Sequence[str]) -> Iterator[Publish]:
 
 
 def _end_with_predictions(ids: Sequence[int], predictions: Sequence[Prediction], *, as_json: bool) -> None:
-    known = {p.letter.id: p for p in predictions}
+    known = {p.letter_id: p for p in predictions}
     plan = [(i, known[i].way, known[i].why) if i in known else (i, Way.REFUSED, "no such letter") for i in ids]
     if as_json:
         for id_, way, why in plan:

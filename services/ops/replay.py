@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
@@ -10,16 +10,16 @@ from enum import StrEnum
 from typing import Final
 
 from shared.database.letters import StoredLetter
-from shared.database.replays import EventOwed, Prediction, Replay, Replays, Way
+from shared.database.replays import EventOwed, Outcome, Prediction, Replay, Replays, Way
 from shared.database.tasks import Counter
 from shared.domain.errors import BrokerAway
 from shared.domain.messages import DEAD_LETTER, ORDER_PLACED, Message, event, permit
-from shared.domain.task import Status
+from shared.domain.task import Status, Task
 from shared.observe.trace import HEADER, read_trace_id, traceparent_of
 
 log = logging.getLogger(__name__)
 
-#: Letters after which the permits of the rows so far leave, so a long replay starts to work at once.
+#: Letters in one transaction, after which the permits of their rows leave, so a long replay starts to work at once.
 _CHUNK: Final = 100
 #: A replay without a row whose message is still not out after so long is published by whoever notices.
 _ABANDONED_AFTER_SECONDS: Final = 30.0
@@ -76,18 +76,45 @@ class Replayer:
         """What `replay` would do with each letter now. Changes nothing, publishes nothing."""
         return self._replays.preview(ids)
 
-    def replay(self, ids: Sequence[int], by_whom: str, why: str | None = None) -> list[Item]:
-        """Each letter in a transaction of its own; the answer says what became of each, in the order of `ids`.
+    def replay(
+        self, ids: Sequence[int], by_whom: str, why: str | None = None, despite: Collection[Outcome] = ()
+    ) -> list[Item]:
+        """A hundred letters in a transaction; the answer says what became of each, in the order of `ids`.
+
+        despite -- outcomes that are not to be refused, because the person knows of them
 
         Killed anywhere: what was committed goes on by itself, the rest is still open. Raises DatabaseAway.
         """
-        items: list[Item] = []
+        items: dict[int, Item] = {}
         for start in range(0, len(ids), _CHUNK):
             part = ids[start : start + _CHUNK]
-            done = [(letter_id, self._replay(letter_id, by_whom, why)) for letter_id in part]
-            self._make_permits([replay for _, replay in done if isinstance(replay, Replay)])
-            items += [self._item(letter_id, replay) for letter_id, replay in done]
-        return items
+            found, owed = self._send(part, by_whom, why, despite)
+            published = self.carry_out(found.values())
+            items |= {letter_id: _item(letter_id, found.get(letter_id), owed, published) for letter_id in part}
+        return [items[letter_id] for letter_id in ids]
+
+    def carry_out(self, replays: Iterable[Replay]) -> bool:
+        """Everything that leaves for the broker after replays were committed; False: some of it has not left yet.
+
+        What is left behind is not lost: the scheduler makes permits within seconds, and `finish` publishes letters.
+        """
+        done = [replay for replay in replays if replay.id is not None]
+        for _ in (replay for replay in done if replay.task is not None):
+            self._metrics.count(
+                "transitions_total", from_status=Status.FAILED, to_status=Status.PENDING, result="applied"
+            )
+        self._make_permits([replay.task for replay in done if replay.task is not None])
+        return self._publish_letters([replay.id for replay in done if replay.id and replay.task is None])
+
+    def pay(self, owed: Iterable[Task]) -> dict[uuid.UUID, int]:
+        """Publish the `failed` event of rows that are about to forget it; which versions of them are told then.
+
+        Its upstream system hears of every failure, also of one that is being repaired. Twice does no harm. Raises
+        BrokerAway.
+        """
+        rows = list(owed)
+        self._publish([event(task, "failed") for task in rows])
+        return {task.id: task.version for task in rows}
 
     def finish(self) -> int:
         """Publish what replayers that died, or had no broker, left behind; how many. Raises Outage.
@@ -101,51 +128,57 @@ class Replayer:
             log.info("replays finished", extra={"count": len(left)})
         return len(left)
 
-    def _replay(self, letter_id: int, by_whom: str, why: str | None) -> Replay | BrokerAway | None:
-        answer = self._replays.replay(letter_id, by_whom, why=why)
-        if isinstance(answer, EventOwed):
-            # Its upstream system hears of every failure, also of one that is being repaired. Twice does no harm.
+    def _send(
+        self, ids: Sequence[int], by_whom: str, why: str | None, despite: Collection[Outcome]
+    ) -> tuple[dict[int, Replay], dict[int, str]]:
+        """What was done with each letter, and why nothing could be done with those whose event is owed."""
+        answers = self._replays.replay(ids, by_whom, why=why, despite=despite)
+        owed = {letter_id: answer.task for letter_id, answer in answers.items() if isinstance(answer, EventOwed)}
+        said: dict[int, str] = {}
+        if owed:
             try:
-                self._publish([event(answer.task, "failed")])
+                paid = self.pay(owed.values())
+                answers |= self._replays.replay(list(owed), by_whom, paid, why=why, despite=despite)
+                said = dict.fromkeys(owed, "the task failed once more at this moment")
             except BrokerAway as error:
-                return error
-            answer = self._replays.replay(letter_id, by_whom, paid=answer.task.version, why=why)
-        if isinstance(answer, EventOwed):
-            return BrokerAway("the task failed once more at this moment")
-        if answer is not None and answer.id is not None and answer.prediction.way is Way.ROW:
-            self._metrics.count(
-                "transitions_total", from_status=Status.FAILED, to_status=Status.PENDING, result="applied"
-            )
-        return answer
+                said = dict.fromkeys(owed, f"the broker is away: {error}")
+        return {letter_id: answer for letter_id, answer in answers.items() if isinstance(answer, Replay)}, said
 
-    def _make_permits(self, replays: Sequence[Replay]) -> None:
+    def _make_permits(self, tasks: Sequence[Task]) -> None:
         """Only to be quick: the scheduler makes missing permits within seconds."""
-        tasks = [r.prediction.task for r in replays if r.id is not None and r.prediction.way is Way.ROW]
-        permits = [permit(task.pool) for task in tasks if task is not None and task.pool in self._pools]
+        permits = [permit(task.pool) for task in tasks if task.pool in self._pools]
         if permits:
             try:
                 self._publish(permits)
             except BrokerAway as error:
                 log.warning("permits left to the scheduler", extra={"why": str(error)})
 
-    def _item(self, letter_id: int, replay: Replay | BrokerAway | None) -> Item:
-        if replay is None:
-            return Item(letter_id=letter_id, result=Result.REFUSED, why="no such letter")
-        if isinstance(replay, BrokerAway):
-            return Item(letter_id=letter_id, result=Result.REFUSED, why=f"the broker is away: {replay}")
-        prediction = replay.prediction
-        task_id = prediction.letter.task_id
-        if replay.id is None:
-            return Item(letter_id=letter_id, result=Result.REFUSED, why=prediction.why, task_id=task_id)
-        if prediction.way is Way.ROW:
-            return Item(letter_id=letter_id, result=Result.REPLAYED, why=prediction.why, task_id=task_id)
+    def _publish_letters(self, replay_ids: Sequence[int]) -> bool:
+        if not replay_ids:
+            return True
         try:
-            self._publish([_message(replay.id, prediction.letter)])
-        except BrokerAway:
-            why = "noted; the broker has not confirmed, so the ops service publishes it as soon as it can"
-            return Item(letter_id=letter_id, result=Result.ACCEPTED, why=why)
-        self._replays.published([replay.id])
-        return Item(letter_id=letter_id, result=Result.PUBLISHED, why=prediction.why)
+            self._publish([_message(replay_id, letter) for replay_id, letter in self._replays.messages(replay_ids)])
+        except BrokerAway as error:
+            log.warning("letters left to be published", extra={"why": str(error)})
+            return False
+        self._replays.published(replay_ids)
+        return True
+
+
+def _item(letter_id: int, replay: Replay | None, owed: Mapping[int, str], published: bool) -> Item:
+    if replay is None:
+        return Item(letter_id=letter_id, result=Result.REFUSED, why=owed.get(letter_id, "no such letter"))
+    prediction = replay.prediction
+    if replay.id is None:
+        result = Result.REFUSED
+    elif prediction.way is Way.ROW:
+        result = Result.REPLAYED
+    elif published:
+        result = Result.PUBLISHED
+    else:
+        why = "noted; the broker has not confirmed, so the ops service publishes it as soon as it can"
+        return Item(letter_id=letter_id, result=Result.ACCEPTED, why=why)
+    return Item(letter_id=letter_id, result=result, why=prediction.why, task_id=prediction.task_id)
 
 
 def _message(replay_id: int, letter: StoredLetter) -> Message:

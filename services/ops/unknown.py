@@ -8,6 +8,7 @@ from services.ops.closing import Closed, Closing, close
 from services.ops.replay import Item, Replayer, Result
 from shared.database.letter_states import Deed
 from shared.database.letters import LetterFilter, Letters
+from shared.database.replays import Outcome
 from shared.domain.task import Reason, Status, Task
 
 
@@ -19,7 +20,7 @@ def submit_again(letters: Letters, replayer: Replayer, task: Task, by_whom: str,
     letter = _letter(letters, task)
     if isinstance(letter, str):
         return letter
-    (item,) = replayer.replay([letter], by_whom, why)
+    (item,) = replayer.replay([letter], by_whom, why, despite={Outcome.OUTCOME_UNKNOWN})
     return item.why if item.result is Result.REFUSED else item
 
 

@@ -187,8 +187,7 @@ class Letters:
 
     def ids(self, wanted: LetterFilter, limit: int | None = None) -> list[int]:
         """The ids of all letters of the filter, or of the oldest `limit`."""
-        values = _values(wanted) | {"limit": limit}
-        return in_transaction(self.engine, lambda c: [row.id for row in c.execute(_IDS, values)])
+        return in_transaction(self.engine, lambda c: ids_in(c, wanted, limit))
 
     def count(self, wanted: LetterFilter, at_most: int = 10_000) -> int:
         """How many there are, counted up to `at_most`."""
@@ -222,6 +221,11 @@ class Letters:
         """How often the letter went round again, and what came of it."""
         found = in_transaction(self.engine, lambda c: c.execute(_REPLAYS, {"id": letter_id}).all())
         return [ReplayRow(**row._mapping) for row in found]
+
+
+def ids_in(c: sa.Connection, wanted: LetterFilter, limit: int | None = None) -> list[int]:
+    """The ids of the filter's letters, or of the oldest `limit`, in the caller's transaction."""
+    return [row.id for row in c.execute(_IDS, _values(wanted) | {"limit": limit})]
 
 
 def _shown(letter: StoredLetter) -> StoredLetter:

@@ -111,9 +111,15 @@ select * from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:index
 on conflict (task_id, attempt, index) do nothing
 """)
 
+#: The item of a plan ends with its replay, so that whoever looks at a plan sees results and not guesses.
 _CLOSE_REPLAYS: Final = sa.text("""
-update replays set state = 'closed', closed_at = now(), result = t.status
-from tasks t where replays.task_id = t.id and t.id = any(cast(:ids as uuid[])) and replays.state = 'open'
+with closed as (
+    update replays r set state = 'closed', closed_at = now(), result = t.status
+    from tasks t where r.task_id = t.id and t.id = any(cast(:ids as uuid[])) and r.state = 'open'
+    returning r.id, r.result
+)
+update plan_items i set state = 'ended', result = closed.result, ended_at = now() from closed
+where i.replay_id = closed.id and i.state = 'sent'
 """)
 
 

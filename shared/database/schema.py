@@ -288,6 +288,70 @@ letter_groups: Final = sa.Table(
     sa.CheckConstraint("reopened_at is null or fixed_at is not null"),
 )
 
+plans: Final = sa.Table(
+    "plans",
+    metadata,
+    _column("id", sa.BigInteger, sa.Identity(always=True), key=True),
+    _column("at", _MOMENT),
+    _column("by_whom", sa.Text),
+    _column("chosen", JSONB),
+    _maybe("note", sa.Text),
+    _column(
+        "state",
+        sa.Text,
+        sa.CheckConstraint("state in ('planned', 'running', 'paused', 'stopped', 'done', 'aborted')"),
+    ),
+    _maybe("state_why", sa.Text),
+    _column("changed_at", _MOMENT),
+    _column("changed_by", sa.Text),
+    _maybe("pool", sa.Text),
+    _column("is_forced", sa.Boolean),
+    _column("rate", DOUBLE_PRECISION, sa.CheckConstraint("rate > 0")),
+    _column("ramp", ARRAY(sa.Integer), sa.CheckConstraint("0 < all (ramp)")),
+    _maybe("stop_at", DOUBLE_PRECISION, sa.CheckConstraint("stop_at > 0 and stop_at <= 1")),
+    _column("stop_window", sa.Integer, sa.CheckConstraint("stop_window >= 1")),
+    _column("step", sa.Integer, sa.CheckConstraint("step >= 0")),
+    _column("step_sent", sa.Integer, sa.CheckConstraint("step_sent >= 0")),
+    _maybe("paced_until", _MOMENT),
+    _maybe("judged_from", _MOMENT),
+)
+sa.Index("plans_running", plans.c.id, postgresql_where=sa.text("state = 'running'"))
+
+plan_items: Final = sa.Table(
+    "plan_items",
+    metadata,
+    _column("plan_id", sa.BigInteger, sa.ForeignKey("plans.id", ondelete="CASCADE"), key=True),
+    _column("place", sa.Integer, key=True),
+    _column("dead_letter_id", sa.BigInteger, sa.ForeignKey("dead_letters.id", ondelete="CASCADE")),
+    _column("predicted", sa.Text),
+    _column("state", sa.Text, sa.CheckConstraint("state in ('waiting', 'sent', 'ended')")),
+    _maybe(
+        "result",
+        sa.Text,
+        sa.CheckConstraint("result in ('completed', 'failed', 'cancelled', 'published', 'refused')"),
+    ),
+    _maybe("why", sa.Text),
+    _maybe("replay_id", sa.BigInteger, sa.ForeignKey("replays.id", ondelete="CASCADE")),
+    _maybe("ended_at", _MOMENT),
+    sa.UniqueConstraint("plan_id", "dead_letter_id"),
+    sa.CheckConstraint("(state = 'ended') = (result is not null)"),
+    sa.CheckConstraint("state = 'waiting' or result = 'refused' or replay_id is not null"),
+)
+sa.Index("plan_items_replay", plan_items.c.replay_id, unique=True, postgresql_where=sa.text("replay_id is not null"))
+sa.Index("plan_items_waiting", plan_items.c.plan_id, plan_items.c.place, postgresql_where=sa.text("state = 'waiting'"))
+sa.Index("plan_items_ended", plan_items.c.plan_id, plan_items.c.ended_at, postgresql_where=sa.text("state = 'ended'"))
+
+task_revisions: Final = sa.Table(
+    "task_revisions",
+    metadata,
+    _column("task_id", sa.Uuid, sa.ForeignKey("tasks.id", ondelete="CASCADE"), key=True),
+    _column("revision", sa.Integer, sa.CheckConstraint("revision >= 1"), key=True),
+    _column("at", _MOMENT),
+    _column("by_whom", sa.Text),
+    _column("replay_id", sa.BigInteger, sa.ForeignKey("replays.id", ondelete="CASCADE")),
+    _column("diff", JSONB),
+)
+
 operator_actions: Final = sa.Table(
     "operator_actions",
     metadata,

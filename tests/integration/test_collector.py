@@ -129,7 +129,9 @@ def test_the_body_of_a_letter_without_a_row_is_replayed_as_it_came_and_shown_wit
     (letter_id,) = letters.ids(ANY)
     (kept,) = lab.sql("select body from dead_letters")
     shown = letters.get([letter_id])[letter_id].body
-    sent = Replays(lab.engine, 3600).replay(letter_id, "ann").prediction.letter.body
+    replays = Replays(lab.engine, 3600)
+    replay = replays.replay([letter_id], "ann")[letter_id]
+    sent = replays.messages([replay.id])[0][1].body
     assert kept.body.encode() == sent.encode() == SIGNED
     assert json.loads(shown)["inputs"] == {"photo": "https://***@h/a.png?***", "width": 8}
 
@@ -239,7 +241,7 @@ def test_a_row_that_was_replayed_and_failed_again_at_the_same_attempt_has_an_ope
     first = lab.failed_at_once(lab.pending())
     collector.handle([letter_about(first)])
     (letter,) = letters.page(ANY)
-    assert Replays(lab.engine, 3600).replay(letter.id, "ann")
+    assert Replays(lab.engine, 3600).replay([letter.id], "ann")
     second = lab.failed_at_once(lab.row(first))
     assert second.attempt == first.attempt == 0
     collector.handle([letter_about(second)])
@@ -260,7 +262,7 @@ def test_a_late_copy_of_an_old_letter_opens_nothing(lab, letters, collector, now
     if now is Status.FAILED:
         close(letters, Deed.DISCARD, [letter.id], "ann", "customer gave up")
     else:
-        Replays(lab.engine, 3600).replay(letter.id, "ann")
+        Replays(lab.engine, 3600).replay([letter.id], "ann")
     if now is Status.COMPLETED:
         (taken,) = lab.take()
         lab.end(taken, Status.COMPLETED, attempt_outcome="completed")

@@ -96,7 +96,7 @@ def test_it_collects_exports_finishes_replays_and_drains(lab, ops, environment, 
         within=10,
     )
     assert 'darkroom_invariant_violations{check="over_capacity"} 0.0' in page(environment, "/metrics")
-    assert Replays(lab.engine, 60).replay(letters.ids(LetterFilter())[0], "ann")
+    assert Replays(lab.engine, 60).replay(letters.ids(LetterFilter()), "ann")
 
     ops.send_signal(signal.SIGTERM)
     assert ops.wait(20) == 0

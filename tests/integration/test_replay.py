@@ -19,7 +19,7 @@ from shared.database.dead_letters import DeadLetters
 from shared.database.letter_states import Deed
 from shared.database.letters import LetterFilter, StoredLetter
 from shared.database.moves import Change
-from shared.database.replays import Replays, Way
+from shared.database.replays import Outcome, Replays, Way
 from shared.domain.errors import BrokerAway
 from shared.domain.messages import Delivery, Message, dead_letter_headers
 from shared.domain.task import Reason, Stage, Status, Task
@@ -304,11 +304,12 @@ def test_a_replay_that_died_before_its_publish_is_finished_with_the_same_message
     assert replay.result == "published"
 
 
-def test_a_conflict_says_that_it_will_conflict_again(replayer, bury):
+def test_a_conflict_is_refused_since_it_would_conflict_again(replayer, outbox, bury):
     letter = bury(an_order(Reason.CONFLICT))
     (prediction,) = replayer.plan([letter.id])
-    assert prediction.way is Way.MESSAGE
-    assert "will conflict again" in prediction.why
+    assert (prediction.way, prediction.outcome) == (Way.REFUSED, Outcome.CONFLICT)
+    assert results(replayer.replay([letter.id], "ann")) == [Result.REFUSED]
+    assert outbox.messages == []
 
 
 @pytest.mark.parametrize(

@@ -145,7 +145,7 @@ class Orders(RuleBasedStateMachine):
         letters = DeadLetters(engine, "collector")
         letters.record([letter_of(delivered(message, queue=message.routing_key))])
         (found,) = self._letters(row) or [None]
-        replay = Replays(engine, 3600.0).replay(found, "ann", paid=row.version) if found is not None else None
+        replay = Replays(engine, 3600.0).replay([found], "ann", {row.id: row.version}) if found is not None else None
         return [] if replay is None else list(Tasks(engine, "ann", MEASURED).get([row.id]).values())
 
     def _letters(self, row: Task) -> list[int]:
