@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Final
 
-from shared.observe.catalog import CATALOGUE, FAST, ORDER, PREFIX, Kind, catalogue_table
+from shared.observe.catalog import ATTEMPTS, BYTES, CATALOGUE, FAST, ORDER, PREFIX, STAY, Kind, catalogue_table
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "metrics.md"
 
@@ -21,19 +21,25 @@ a key, a URL, a prompt or the text of an error.
 """
 
 _DROPPED: Final = """
-## What is not measured here
+## Not kept
 
-| not measured | because |
+Other systems of this kind have these. Here they would be a second word for something above, or there is nothing they
+could measure.
+
+| not kept | because |
 |---|---|
 | an outbox and its age | there is none: what a row still owes is in the row (`tasks_overdue{bound="follow_up"}`) |
-| rows rescued by a reaper | there is none: submitters take over what others left (`claims_total{result="reclaimed"}`) |
+| rows rescued by a reaper | there is none: others take over what is left (`claims_total{result="reclaimed"}`) |
 | messages requeued | a worker never nacks; what comes back is `message_redeliveries_total` |
-| retries | they are moves: `transitions_total{from_status="processing",to_status="pending",result="applied"}` |
-| looks per job | a look asks for all jobs of a backend at once (`backend_requests_total{operation="poll"}`) |
-| completed, failed, cancelled tasks in `tasks` | counting them reads the whole table; they are counted as they end |
+| pictures stored, missing | `artifact_bytes` counts what is kept; a lost one is a retry or a letter, `no_outputs` |
 | a circuit breaker | a backend's state in the table is one for all workers (`backend_up`, `pool_backends`) |
-| clock skew between us and a backend | a finish stamp from the future counts as 0 in `completion_detection_seconds` |
-| slots of one worker | slots belong to a backend and are counted from rows (`backend_inflight_tasks`) |
+| slots of one worker | they belong to a backend, counted from rows; who lacks them says `backend_wait_seconds` |
+| replays as a counter | commands end before a scrape; the rows are there (`dead_letter_replays`) |
+| completed, failed, cancelled tasks in `tasks` | counting them reads the whole table; they are counted as they end |
+| drift between broker and table | a letter that is not in the table yet is still in its dead queue |
+
+The last one is `rabbitmq_detailed_queue_messages_ready{queue=~".+\\.dead"}`, and the alert DeadQueueNotDraining.
+Permits and checks that are lost or doubled are no drift: the scheduler makes them from the rows.
 """
 
 
@@ -41,12 +47,14 @@ def page() -> str:
     """The text of docs/metrics.md. Pure."""
     written = "\n".join(f"| `{service}` | {_names(service)} |" for service in _services())
     ladders = "\n".join(
-        f"| {' '.join(f'{bound:g}' for bound in bounds)} | {_with(bounds)} |" for bounds in (FAST, ORDER)
+        f"| {' '.join(f'{_plain(bound)}' for bound in bounds)} | {_with(bounds)} |"
+        for bounds in (FAST, STAY, ORDER, BYTES, ATTEMPTS)
     )
     return (
         f"{_BEGIN}{catalogue_table()}"
         f"\n## Who writes what\n\n| service | its metrics, without `{PREFIX}` |\n|---|---|\n{written}\n"
-        f"\n## Buckets, in seconds\n\n| bounds | of |\n|---|---|\n{ladders}\n{_DROPPED}"
+        "\n## Buckets\n\nIn seconds, bytes or attempts, as the name says.\n"
+        f"\n| bounds | of |\n|---|---|\n{ladders}\n{_DROPPED}"
     )
 
 
@@ -60,6 +68,11 @@ def _names(service: str) -> str:
 
 def _with(bounds: tuple[float, ...]) -> str:
     return " ".join(f"`{m.name}`" for m in CATALOGUE if m.kind is Kind.HISTOGRAM and m.buckets == bounds)
+
+
+def _plain(bound: float) -> str:
+    """1048576, not 1.04858e+06."""
+    return f"{bound:.0f}" if bound.is_integer() else f"{bound:g}"
 
 
 if __name__ == "__main__":

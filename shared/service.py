@@ -175,6 +175,7 @@ class Service:
         gc.collect()
         gc.freeze()  # what a start leaves is here to stay: 100,000 objects that no collection need look at again
         while not self.stopping.is_set():
+            self._look_at_pool()
             try:
                 turn()
             except Outage as error:
@@ -182,6 +183,12 @@ class Service:
             self.stopping.wait(every_seconds)
         self.health.drain()
         log.info("draining")
+
+    def _look_at_pool(self) -> None:
+        pool = self.engine.pool
+        assert isinstance(pool, sa.QueuePool)  # noqa: S101 - what an engine for PostgreSQL has
+        self.metrics.set("database_pool_connections", pool.checkedout(), state="in_use")
+        self.metrics.set("database_pool_connections", pool.checkedin(), state="idle")
 
     def _database_ready(self, *, needed: bool) -> tuple[bool, str]:
         try:
@@ -241,6 +248,7 @@ def start(name: str) -> Service:
     measured = metrics.build(
         name, pools=pools, backends=[b.name for b in backends], queues=[queue.name for queue in topo.queues]
     )
+    logs.count_in(measured)
     service = Service(
         name=name,
         settings=settings,

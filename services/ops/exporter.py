@@ -20,7 +20,7 @@ from shared.database.state import State, Waiting, read_state
 from shared.domain.errors import Outage
 from shared.domain.task import Reason, Stage, Status
 from shared.loop import keep_turning
-from shared.observe.catalog import BACKEND_STATES, OTHER
+from shared.observe.catalog import BACKEND_STATES, OTHER, REPLAYS
 from shared.observe.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,7 @@ _STATE_GAUGES: Final = (
     "pool_backends",
     "database_connections",
     "dead_letters_open",
+    "dead_letter_replays",
 )
 
 
@@ -140,6 +141,8 @@ class Exporter:
             self._metrics.set("tasks_overdue", count, bound=bound)
         self._metrics.set("database_connections", state.connections, kind="open")
         self._metrics.set("database_connections", state.connections_limit, kind="limit")
+        for result in REPLAYS:
+            self._metrics.set("dead_letter_replays", state.replays.get(result, 0), result=result)
         for stage in Stage:
             for reason in Reason:
                 count = state.dead_letters.get((stage, reason), 0)

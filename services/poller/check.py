@@ -16,6 +16,7 @@ from services.poller.cancels import Cancels
 from services.poller.ends import Ends, Found
 from services.poller.in_hand import InHand
 from services.poller.looking import Looking
+from services.poller.looks import count_looks
 from services.poller.questions import Questions
 from services.poller.runs import Runs
 from shared.database.moves import Change
@@ -61,6 +62,7 @@ class _Kept:
             artifacts=self.pictures,
             attempt_outcome="completed",
             cost=self.state.cost,
+            ended_at=self.state.finished_at,
         )
 
 
@@ -232,6 +234,7 @@ class Check:
         Each row is in hand for as long as it takes itself, and no longer: while one picture trickles, the others of its
         message may end and come due.
         """
+        count_looks(self._metrics, [(row, state) for row, _, state in looked])
         todo = iter(looked)  # taking the next one is a single step, for any number of threads
         come: queue.SimpleQueue[_Kept | None] = queue.SimpleQueue()
 
@@ -402,12 +405,10 @@ class Check:
     def _completed(self, one: _Kept, completed: Task, via: Literal["poll", "push"], found: Found) -> None:
         self._in_hand.has_moved(completed)
         if one.state.finished_at is not None:
-            self._metrics.observe(
-                "completion_detection_seconds",
-                completed.changed_at.timestamp() - one.state.finished_at,
-                backend=one.row.backend or "",
-                via=via,
-            )
+            backend, lag = one.row.backend or "", completed.changed_at.timestamp() - one.state.finished_at
+            self._metrics.observe("completion_detection_seconds", lag, backend=backend, via=via)
+            if lag < 0:
+                self._metrics.count("clock_skew_total", backend=backend)
         with bound(trace_id=completed.trace_id, task_id=completed.id):
             log.info(
                 "task moved",

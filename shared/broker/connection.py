@@ -11,6 +11,7 @@ from typing import Any, Final
 import pika
 from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
+from pika.exceptions import AMQPHeartbeatTimeout, ConnectionClosedByBroker
 
 from shared.broker.topology import Topology
 from shared.broker.wire import Connection
@@ -91,6 +92,7 @@ class Link:
 
     on_ready -- called with the open connection once the topology is declared
     on_lost  -- called when that connection is gone; channels and delivery tags of it are void
+    on_reconnect -- called with why, one of catalog.RECONNECTS, when it has ended or could not be opened
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Link:
         on_ready: Callable[[Connection], None],
         on_lost: Callable[[], None],
         on_blocked: Callable[[bool], None] = lambda _: None,
+        on_reconnect: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._io = io
         self._parameters = parameters_of(urls)
@@ -111,6 +114,8 @@ class Link:
         self._on_ready = on_ready
         self._on_lost = on_lost
         self._on_blocked = on_blocked
+        self._on_reconnect = on_reconnect
+        self._given_up = False
         self._failures = 0
         self._closing = False
         self._ready = False
@@ -154,9 +159,10 @@ class Link:
         """Give this connection up and make another: something on it is not as it should be."""
         if self._connection is not None and self._connection.is_open:
             log.warning("broker connection given up", extra={"connection": self._name, "why": why})
+            self._given_up = True
             self._connection.close()
         elif self._connection is None and self._next_open is None:  # what failed was the opening
-            self._open_again(why)
+            self._open_again(why, "given_up")
 
     def _opened(self, connection: Connection) -> None:
         if self._closing:
@@ -200,18 +206,31 @@ class Link:
         was_ready, self._ready = self._ready, False
         if was_ready and time.monotonic() - self._ready_at >= _SOUND_SECONDS:
             self._failures = 0
-        self._open_again(str(why) or repr(why))
+        self._open_again(str(why) or repr(why), _kind_of(why))
         if was_ready:
             self._on_lost()
 
-    def _open_again(self, why: str) -> None:
+    def _open_again(self, why: str, kind: str) -> None:
         """Open a connection after a while, unless somebody does before."""
         if self._closing:
             return
         self._failures += 1
         self.reconnects += 1
+        self._on_reconnect("given_up" if self._given_up else kind)
+        self._given_up = False
         low, high = _BACKOFF_SECONDS
         wait = random.uniform(low, min(high, low * 2 ** min(self._failures, 6)))
         log.warning("broker away", extra={"connection": self._name, "why": why, "again_in": round(wait, 2)})
         self._next_open = this = object()
         self._io.later(wait, lambda: self.open() if self._next_open is this else None)
+
+
+def _kind_of(why: BaseException) -> str:
+    """One of catalog.RECONNECTS."""
+    match why:
+        case AMQPHeartbeatTimeout():
+            return "heartbeat"
+        case ConnectionClosedByBroker():
+            return "closed_by_broker"
+        case _:
+            return "network"

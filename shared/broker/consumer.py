@@ -48,7 +48,15 @@ class Consumer:
         self._io = io
         self._metrics = metrics
         self._active = {s.queue: Active(s) for s in subscriptions}
-        self._link = Link(io, urls, topology, name=f"{name} consumes", on_ready=self._connected, on_lost=self._lost)
+        self._link = Link(
+            io,
+            urls,
+            topology,
+            name=f"{name} consumes",
+            on_ready=self._connected,
+            on_lost=self._lost,
+            on_reconnect=lambda why: metrics.count("amqp_reconnects_total", reason=why),
+        )
         self._connection: Connection | None = None
         self._hand = Hand()
         self._stopping = threading.Event()

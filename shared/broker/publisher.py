@@ -88,6 +88,7 @@ class Publisher:
             on_ready=self._connected,
             on_lost=self._lost,
             on_blocked=self._set_blocked,
+            on_reconnect=lambda why: metrics.count("amqp_reconnects_total", reason=why),
         )
         self._channel: Channel | None = None
         self._asking: Channel | None = None

@@ -31,6 +31,7 @@ class Change:
     job_handle      -- what the provider gave with its job id
     cost            -- what the attempt that ends has cost
     pool            -- pending: it goes on there, with all its tries
+    ended_at        -- when the job ended by the backend's own clock, Unix seconds; only measured
     """
 
     task: Task
@@ -50,6 +51,7 @@ class Change:
     job_handle: Mapping[str, str] | None = None
     cost: Cost | None = None
     pool: str | None = None
+    ended_at: float | None = None
 
 
 _MOVE: Final = sa.text(f"""

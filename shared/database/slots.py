@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from shared.database.actions import note_action
 from shared.database.doubts import note_doubt
 from shared.database.engine import in_transaction
-from shared.database.limits import STARTED, halve, widened
+from shared.database.limits import halve
+from shared.database.measured import Counter, count_taken, timed
+from shared.database.rooms import Room, held_by, place_for, rooms_of, shunned_of
 from shared.database.rows import PRIORITIES, TASK, task_of
-from shared.database.tasks import Counter
 from shared.domain.rate import Rate
 from shared.domain.task import Status, Task, job_key_for, seed_for
 from shared.observe.crash import CrashPoint, crash_point
@@ -73,22 +74,19 @@ class Taken:
     none_left: bool
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Took:
+    """What one transaction took: rows as they were and as they are; held_by -- why not more, one of catalog.WAITS"""
+
+    pairs: Sequence[tuple[Task, Task]] = ()
+    picked: int = 0
+    none_left: bool = False
+    held_by: str = "permit"
+
+
 #: A backend that is refused or silent is tried with one order, at first after so long, then twice as long each time.
 FIRST_PROBE_SECONDS: Final = 60.0
 LONGEST_PROBE_SECONDS: Final = 900.0
-
-_LOCK: Final = sa.text("""
-select name, capacity, limit_now, rate_starts, health <> 'up' as is_closed from backends
-where pool = :pool and enabled and (health = 'up' or health in ('refused', 'silent') and probe_at <= now())
-    and coalesce(paused_until <= now(), true) and (cast(:known as text[]) is null or name = any(:known))
-order by name for update
-""")
-
-#: A statement of its own, after the lock: one statement for both would count with a snapshot older than the lock.
-_IN_FLIGHT: Final = sa.text("""
-select backend, count(*) as live from tasks
-where backend = any(:backends) and (status in ('submitting', 'processing') or cancel_owed) group by backend
-""")
 
 #: Also where no work may be started (paused, frozen, gone from the file): the server can be asked all the same.
 _LEASE_OVER: Final = sa.text(f"""
@@ -180,6 +178,7 @@ class Slots:
         self._engine = engine
         self._actor = actor
         self._metrics = metrics
+        self._held: dict[str, str] = {}  # pool -> why its last taking ended before all permits had a row
         self._picks = 0  # only its remainder matters, so a lost update between threads does no harm
 
     def take(self, pool: str, *, at_most: int, lease_seconds: float, known: Collection[str] | None = None) -> Taken:
@@ -193,36 +192,42 @@ class Slots:
         """
         names = None if known is None else list(known)
         work = partial(self._take, pool=pool, at_most=at_most, lease=lease_seconds, known=names)
-        taken, picked, none_left = in_transaction(self._engine, work)
-        if taken:
+        with timed(self._metrics, "take"):
+            took = in_transaction(self._engine, work)
+        if took.pairs:
             crash_point(CrashPoint.ROW_TAKEN)
-        self._picks += picked
-        for task in taken:
-            before = Status.SUBMITTING if task.taken_over else Status.PENDING
-            self._metrics.count("transitions_total", from_status=before, to_status=Status.SUBMITTING, result="applied")
-        return Taken(taken, none_left)
+        self._picks += took.picked
+        why_late = self._held.get(pool, "permit")
+        for before, after in took.pairs:
+            count_taken(self._metrics, before, after, why_late)
+        if at_most >= 1:
+            self._held[pool] = took.held_by
+        return Taken([after for _, after in took.pairs], took.none_left)
 
-    def _take(
-        self, c: sa.Connection, *, pool: str, at_most: int, lease: float, known: list[str] | None
-    ) -> tuple[list[Task], int, bool]:
-        """The rows taken, how many of them were pending, and none_left."""
+    def _take(self, c: sa.Connection, *, pool: str, at_most: int, lease: float, known: list[str] | None) -> "_Took":
         if at_most < 1:
-            return [], 0, False
-        rooms = _rooms(c, pool, known)
+            return _Took()
+        rooms = rooms_of(c, pool, known)
         over = c.execute(_LEASE_OVER, {"pool": pool, "known": known, "limit": at_most})
         placed = [(task, task.backend or "") for task in map(task_of, over)]
         # No more than can be placed: of rows that are picked and then left, the order of picking would mean nothing.
         wanted = min(at_most - len(placed), sum(room.free for room in rooms.values()))
-        shunned = _shunned(rooms)
+        shunned = shunned_of(rooms)
         pending = self._pending(c, pool, wanted, shunned) if wanted else []
         picked = 0
         for task in pending:
-            if place := _place(task, rooms):
+            if place := place_for(task, rooms):
                 rooms[place].fill()
                 picked += 1
                 placed.append((task, place))
         none_left = wanted > 0 and len(pending) < wanted and picked == len(pending) and shunned is None
-        return self._own(c, placed, lease, rooms), picked, none_left
+        owned = {task.id: task for task in self._own(c, placed, lease, rooms)}
+        return _Took(
+            pairs=[(before, owned[before.id]) for before, _ in placed if before.id in owned],
+            picked=picked,
+            none_left=none_left,
+            held_by="permit" if none_left or len(placed) == at_most else held_by(rooms),
+        )
 
     def _pending(self, c: sa.Connection, pool: str, wanted: int, shunned: str | None) -> list[Task]:
         """Up to `wanted` rows in the order they are picked: high priority first, every fifth one by age alone."""
@@ -239,7 +244,7 @@ class Slots:
         return [task for turn in turns if (task := next(queues[turn], None))]
 
     def _own(
-        self, c: sa.Connection, placed: Sequence[tuple[Task, str]], lease: float, rooms: Mapping[str, "_Room"]
+        self, c: sa.Connection, placed: Sequence[tuple[Task, str]], lease: float, rooms: Mapping[str, Room]
     ) -> list[Task]:
         if not placed:
             return []
@@ -396,56 +401,3 @@ class Slots:
 
 def _frozen_by(job_key: uuid.UUID | None) -> str:
     return f"job {job_key} cannot be cancelled"
-
-
-@dataclass(slots=True)
-class _Room:
-    """What one backend that takes work may still be given. starts -- what its rate allows now; one for a probe"""
-
-    capacity: int
-    load: int
-    starts: int
-    is_closed: bool = False
-
-    @property
-    def free(self) -> int:
-        return max(0, min(self.capacity - self.load, self.starts))
-
-    def fill(self) -> None:
-        self.load += 1
-        self.starts -= 1
-
-
-def _rooms(c: sa.Connection, pool: str, known: list[str] | None) -> dict[str, _Room]:
-    """The pool's backends that take work, by name, locked until the transaction ends."""
-    backends = c.execute(_LOCK, {"pool": pool, "known": known}).all()
-    live = {row.backend: row.live for row in c.execute(_IN_FLIGHT, {"backends": [b.name for b in backends]})}
-    rated = [b.name for b in backends if b.rate_starts is not None]
-    started = {row.name: row.starts for row in c.execute(STARTED, {"rated": rated})} if rated else {}
-    limits = {b.name: b.limit_now for b in backends if b.limit_now is not None}
-    limits |= widened(c, limits)
-    return {
-        b.name: _Room(
-            capacity=min(b.capacity, limits.get(b.name, b.capacity)),
-            load=live.get(b.name, 0),
-            starts=min(
-                b.capacity if b.rate_starts is None else b.rate_starts - started[b.name],
-                1 if b.is_closed else b.capacity,
-            ),
-            is_closed=b.is_closed,
-        )
-        for b in backends
-    }
-
-
-def _shunned(rooms: Mapping[str, _Room]) -> str | None:
-    """The one backend with a free slot, when there are others without: rows that avoid it wait for those."""
-    open_ = [name for name, room in rooms.items() if room.free]
-    return open_[0] if len(open_) == 1 and len(rooms) > 1 else None
-
-
-def _place(task: Task, rooms: Mapping[str, _Room]) -> str | None:
-    """The least loaded backend with a free slot; never the one to avoid while another one is there at all."""
-    others = [name for name in rooms if name != task.avoid_backend] or list(rooms)
-    open_ = [name for name in others if rooms[name].free]
-    return min(open_, key=lambda n: (rooms[n].load / rooms[n].capacity, rooms[n].load, n), default=None)

@@ -38,6 +38,7 @@ class Waiting:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
     """dead_letters -- how many nobody has decided about, by (stage, reason)
+    replays      -- by what has become of them, one of catalog.REPLAYS
     at_risk      -- jobs by backend whose result may vanish soon: nobody saw them running for half of its time
     connections, connections_limit -- of PostgreSQL, everybody's
     """
@@ -46,6 +47,7 @@ class State:
     overdue: Mapping[Bound, int]
     backends: Sequence[Backend]
     dead_letters: Mapping[tuple[str, str], int]
+    replays: Mapping[str, int]
     at_risk: Mapping[str, int]
     connections: int
     connections_limit: int
@@ -77,6 +79,8 @@ select (select count(*) from tasks where status in ('pending', 'submitting')
 _DEAD_LETTERS: Final = sa.text("""
 select stage, reason, count(*) as rows from dead_letters where state = 'open' group by stage, reason
 """)
+
+_REPLAYS: Final = sa.text("select coalesce(result, state) as became, count(*) as rows from replays group by 1")
 
 _CONNECTIONS: Final = sa.text("""
 select (select count(*) from pg_stat_activity where backend_type = 'client backend') as open,
@@ -115,6 +119,7 @@ def read_state(engine: sa.Engine) -> State:
             backends=read_backends(c),
             at_risk={row.backend: row.rows for row in c.execute(_AT_RISK)},
             dead_letters={(row.stage, row.reason): row.rows for row in c.execute(_DEAD_LETTERS)},
+            replays={row.became: row.rows for row in c.execute(_REPLAYS)},
             connections=connections.open,
             connections_limit=connections.at_most,
         )

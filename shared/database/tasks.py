@@ -2,19 +2,22 @@
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from shared.database.actions import note_action
 from shared.database.claims import Claim, Claimed, claim
 from shared.database.engine import in_transaction
+from shared.database.measured import Counter, count_forbidden, count_moves, timed
 from shared.database.moves import LOCK_IN_ORDER, Change, move_in
 from shared.database.rows import TASK, task_of
 from shared.domain.messages import Artifact
 from shared.domain.outcome import FollowUp
-from shared.domain.task import LEGAL_MOVES, Accepted, Reason, Sent, Status, Task
+from shared.domain.task import Accepted, Reason, Sent, Status, Task
 from shared.observe.crash import CrashPoint, crash_point
+
+__all__ = ["FRESH_SECONDS", "Counter", "Tasks"]
 
 _BY_ID: Final = sa.text(f"select {TASK} from tasks t where t.id = any(cast(:ids as uuid[]))")
 
@@ -106,6 +109,7 @@ update tasks t set told_at = coalesce(t.told_at, now()), cancel_owed = t.cancel_
 from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:owed as bool[])) as v(id, version, still_owed)
 where t.id = v.id and t.version = v.version and t.due_at is not null
     and t.status in ('completed', 'failed', 'cancelled')
+returning t.pool, case when t.told_at = now() then extract(epoch from now() - t.changed_at)::float8 end as told_after
 """)
 
 #: In each pool no further than anybody wants to know; the order is there to have it read along tasks_free.
@@ -154,14 +158,6 @@ _MOVED: Final[Mapping[tuple[Status, Status], CrashPoint]] = {
 }
 
 
-class Counter(Protocol):
-    """What this module needs of the metrics."""
-
-    def count(self, name: str, amount: float = 1, /, **labels: str) -> None: ...
-
-    def observe(self, name: str, seconds: float, /, **labels: str) -> None: ...
-
-
 #: What else belongs into the transaction of some moves, given the moves that were made.
 _Also = Callable[[sa.Connection, Mapping[uuid.UUID, Task]], object]
 
@@ -178,7 +174,8 @@ class Tasks:
         """One answer per claim, in order. Raises DatabaseAway: claim again, the outcome is the same."""
         if not claims:
             return []
-        claimed = claim(self._engine, claims, self._actor)
+        with timed(self._metrics, "claim"):
+            claimed = claim(self._engine, claims, self._actor)
         crash_point(CrashPoint.CLAIM_COMMITTED)
         return claimed
 
@@ -230,42 +227,16 @@ class Tasks:
             return made
 
         try:
-            moved = in_transaction(self._engine, work)
+            with timed(self._metrics, "move"):
+                moved = in_transaction(self._engine, work)
         except sa.exc.IntegrityError:
-            self._count_forbidden(changes)
+            count_forbidden(self._metrics, changes)
             raise
         for change in changes:
-            if applied := change.task.id in moved:
+            if change.task.id in moved:
                 crash_point(_MOVED.get, (change.task.status, change.to))
-            self._metrics.count(
-                "transitions_total",
-                from_status=change.task.status,
-                to_status=change.to,
-                result="applied" if applied else "stale",
-            )
-        for task in moved.values():
-            self._count_finished(task)
-        for change in changes:
-            if change.pool is not None and change.task.id in moved:
-                self._metrics.count("fallbacks_total", pool=change.task.pool)
+        count_moves(self._metrics, changes, moved)
         return moved
-
-    def _count_forbidden(self, changes: Sequence[Change]) -> None:
-        """The database refused the whole batch; these are the moves of it that are not legal."""
-        for change in changes:
-            pair = (change.task.status, change.to)
-            if pair not in LEGAL_MOVES:
-                self._metrics.count("transitions_total", from_status=pair[0], to_status=pair[1], result="forbidden")
-
-    def _count_finished(self, task: Task) -> None:
-        if not task.status.is_final:
-            return
-        is_refused = task.status is Status.FAILED and task.reason is not None and Reason(task.reason).is_orders_fault
-        outcome = "refused" if is_refused else task.status
-        self._metrics.count("orders_finished_total", pool=task.pool, outcome=outcome)
-        if outcome in {Status.COMPLETED, Status.FAILED}:
-            seconds = (task.changed_at - task.created_at).total_seconds()
-            self._metrics.observe("order_duration_seconds", seconds, pool=task.pool, outcome=outcome)
 
     def may_post(self, posts: Sequence[tuple[Task, str]], lease_seconds: float) -> list[bool]:
         """Note that these POSTs leave now, with the hash of each body, and own the rows for one lease from here on.
@@ -286,7 +257,8 @@ class Tasks:
             connection.execute(LOCK_IN_ORDER, {"ids": values["ids"]})
             return {(row.id, row.version) for row in connection.execute(_BEGIN_POSTS, values)}
 
-        ours = in_transaction(self._engine, work)
+        with timed(self._metrics, "may_post"):
+            ours = in_transaction(self._engine, work)
         crash_point(CrashPoint.POST_ALLOWED)
         return [(task.id, task.version) in ours for task, _ in posts]
 
@@ -343,7 +315,8 @@ class Tasks:
         skip_pools -- pools whose check queue is not draining; their pending rows are taken all the same
         """
         values = {"limit": limit, "next_look": next_look, "skip_pools": list(skip_pools)}
-        due = in_transaction(self._engine, lambda c: list(c.execute(_TAKE_DUE, values)))
+        with timed(self._metrics, "due"):
+            due = in_transaction(self._engine, lambda c: list(c.execute(_TAKE_DUE, values)))
         if due:
             crash_point(CrashPoint.DUE_TAKEN)
         for row in due:
@@ -416,13 +389,17 @@ class Tasks:
             "owed": [f.still_owed for f in ordered],
         }
 
-        def work(connection: sa.Connection) -> None:
+        def work(connection: sa.Connection) -> list[Any]:
             connection.execute(LOCK_IN_ORDER, {"ids": values["ids"]})
-            connection.execute(_CLEAR_DUE, values)
+            return list(connection.execute(_CLEAR_DUE, values))
 
         crash_point(CrashPoint.FOLLOW_UP_CLEARING)
-        in_transaction(self._engine, work)
+        with timed(self._metrics, "follow_up"):
+            cleared = in_transaction(self._engine, work)
         crash_point(CrashPoint.FOLLOW_UP_CLEARED)
+        for row in cleared:
+            if row.told_after is not None:
+                self._metrics.observe("order_stage_seconds", row.told_after, pool=row.pool, stage="deliver")
 
     def free_rows(self, most: Mapping[str, int]) -> Mapping[str, int]:
         """Rows free to take now, by pool, counted up to the number that is given for it."""

@@ -118,6 +118,8 @@ class Health:
     def drain(self) -> None:
         """From now on the process is not ready, whatever its checks say."""
         self._draining = True
+        if self._metrics is not None:
+            self._metrics.set("draining", 1)
 
     def live(self) -> Report:
         """Not ok when a loop's last beat is older than its limit."""

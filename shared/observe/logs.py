@@ -17,7 +17,7 @@ from functools import lru_cache, partial
 from types import TracebackType
 from typing import Any, Final, ParamSpec, TextIO, TypeVar
 
-from shared.observe.metrics import our_version
+from shared.observe.metrics import Metrics, our_version
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +141,22 @@ def configure(service: str, instance: str, level: str = "INFO", stream: TextIO |
     logging.captureWarnings(capture=True)
     sys.excepthook = _lost
     threading.excepthook = _lost_in_thread
+
+
+class _Counted(logging.Handler):
+    """Counts what people should hear of."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        super().__init__(logging.WARNING)
+        self._metrics = metrics
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._metrics.count("log_messages_total", level="warning" if record.levelno < logging.ERROR else "error")
+
+
+def count_in(metrics: Metrics) -> None:
+    """From now on warnings and errors are counted too; after `configure`."""
+    logging.getLogger().addHandler(_Counted(metrics))
 
 
 def redacted(text: str, at_most: int = MAX_TEXT, *, keep_end: bool = False) -> str:

@@ -69,11 +69,11 @@ class Metrics:
         if isinstance(child, Counter):
             child.inc(amount)
 
-    def observe(self, name: str, seconds: float, /, **labels: str) -> None:
-        """Add one duration to a histogram; one below zero (two clocks) counts as zero."""
+    def observe(self, name: str, value: float, /, **labels: str) -> None:
+        """Add one value to a histogram; a duration below zero (two clocks) counts as zero."""
         child = self._child(name, Kind.HISTOGRAM, labels)
         if isinstance(child, Histogram):
-            child.observe(max(0.0, seconds))
+            child.observe(max(0.0, value))
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
         """Set a gauge. A gauge with labels has no series before its first value."""

@@ -10,7 +10,7 @@ from services.ops.exporter import Exporter
 from shared.database.dead_letters import DeadLetters
 from shared.database.state import Bound, read_state
 from shared.domain.task import Status
-from shared.observe.catalog import BOUNDS, OTHER, PREFIX
+from shared.observe.catalog import BOUNDS, OTHER, PREFIX, REPLAYS
 from tests.integration.rows_lab import POOL, Lab, letter_about
 
 
@@ -99,6 +99,15 @@ def test_a_dead_letter_is_open_until_somebody_decides(lab, exporter):
     lab.sql("update dead_letters set state = 'discarded', closed_at = now(), closed_by = 'ann'")
     exporter.turn()
     assert gauge(lab, "dead_letters_open", stage="check", reason="execution_failed") == 0
+
+
+def test_replays_are_counted_by_what_has_become_of_them(lab, exporter):
+    Collector(DeadLetters(lab.engine, "test"), lab.metrics).handle([letter_about(lab.failed()) for _ in range(3)])
+    lab.sql("insert into replays (dead_letter_id, by_whom, task_id) select id, 'ann', task_id from dead_letters")
+    lab.sql("update replays set state = 'closed', closed_at = now(), result = 'completed' where id > 1")
+    exporter.turn()
+    counted = {result: gauge(lab, "dead_letter_replays", result=result) for result in REPLAYS}
+    assert counted == {"open": 1, "completed": 2, "failed": 0, "cancelled": 0, "published": 0}
 
 
 def test_without_an_answer_the_numbers_go_and_the_time_of_the_last_one_stays(lab, exporter):

@@ -138,6 +138,14 @@ def test_a_beat_shows_in_the_metrics():
     assert metrics.value("loop_last_success_timestamp_seconds", loop="schedule") == pytest.approx(time.time(), abs=5)
 
 
+def test_draining_shows_in_the_metrics_from_the_beginning():
+    metrics = build("poller", strict=True)
+    health = Health(metrics)
+    assert metrics.registry.get_sample_value("darkroom_draining") == 0
+    health.drain()
+    assert metrics.value("draining") == 1
+
+
 def test_a_loop_hung_for_two_limits_ends_the_process(health, clock):
     left: list[int] = []
     watchdog = Watchdog(health, left.append, interval_seconds=1, clock=clock)

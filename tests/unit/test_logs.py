@@ -14,6 +14,7 @@ import pytest
 
 from shared.observe import logs
 from shared.observe.logs import ContextPool, JsonLines, bound, redacted, redacted_body
+from shared.observe.metrics import build
 from shared.observe.trace import new_trace_id, read_trace_id, trace_id_from, traceparent_of
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -227,6 +228,17 @@ def test_configured_logging_takes_warnings_and_lost_exceptions(configured):
     assert "old thing" in events[1][0]
     assert events[2] == ("exception left a thread", "critical")
     assert len(events) == 3
+
+
+def test_what_people_should_hear_of_is_counted(configured):
+    metrics = build("poller", strict=True)
+    logs.count_in(metrics)
+    anywhere = logging.getLogger("darkroom.anywhere")
+    for say in (anywhere.debug, anywhere.info, anywhere.warning, anywhere.error, anywhere.critical):
+        say("said")
+    assert metrics.value("log_messages_total", level="warning") == 1
+    assert metrics.value("log_messages_total", level="error") == 2
+    assert len(configured()) == 4
 
 
 def test_configuring_twice_writes_each_line_once(configured):

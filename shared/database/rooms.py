@@ -1,0 +1,84 @@
+"""What room the backends of a pool have for further jobs, and which of them a row is given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import sqlalchemy as sa
+
+from shared.database.limits import STARTED, widened
+from shared.domain.task import Task
+
+_LOCK: Final = sa.text("""
+select name, capacity, limit_now, rate_starts, health <> 'up' as is_closed from backends
+where pool = :pool and enabled and (health = 'up' or health in ('refused', 'silent') and probe_at <= now())
+    and coalesce(paused_until <= now(), true) and (cast(:known as text[]) is null or name = any(:known))
+order by name for update
+""")
+
+#: A statement of its own, after the lock: one statement for both would count with a snapshot older than the lock.
+_IN_FLIGHT: Final = sa.text("""
+select backend, count(*) as live from tasks
+where backend = any(:backends) and (status in ('submitting', 'processing') or cancel_owed) group by backend
+""")
+
+
+@dataclass(slots=True)
+class Room:
+    """What one backend that takes work may still be given. starts -- what its rate allows now; one for a probe"""
+
+    capacity: int
+    load: int
+    starts: int
+    is_closed: bool = False
+
+    @property
+    def free(self) -> int:
+        return max(0, min(self.capacity - self.load, self.starts))
+
+    def fill(self) -> None:
+        self.load += 1
+        self.starts -= 1
+
+
+def rooms_of(c: sa.Connection, pool: str, known: list[str] | None) -> dict[str, Room]:
+    """The pool's backends that take work, by name, locked until the transaction ends."""
+    backends = c.execute(_LOCK, {"pool": pool, "known": known}).all()
+    live = {row.backend: row.live for row in c.execute(_IN_FLIGHT, {"backends": [b.name for b in backends]})}
+    rated = [b.name for b in backends if b.rate_starts is not None]
+    started = {row.name: row.starts for row in c.execute(STARTED, {"rated": rated})} if rated else {}
+    limits = {b.name: b.limit_now for b in backends if b.limit_now is not None}
+    limits |= widened(c, limits)
+    return {
+        b.name: Room(
+            capacity=min(b.capacity, limits.get(b.name, b.capacity)),
+            load=live.get(b.name, 0),
+            starts=min(
+                b.capacity if b.rate_starts is None else b.rate_starts - started[b.name],
+                1 if b.is_closed else b.capacity,
+            ),
+            is_closed=b.is_closed,
+        )
+        for b in backends
+    }
+
+
+def shunned_of(rooms: Mapping[str, Room]) -> str | None:
+    """The one backend with a free slot, when there are others without: rows that avoid it wait for those."""
+    open_ = [name for name, room in rooms.items() if room.free]
+    return open_[0] if len(open_) == 1 and len(rooms) > 1 else None
+
+
+def place_for(task: Task, rooms: Mapping[str, Room]) -> str | None:
+    """The least loaded backend with a free slot; never the one to avoid while another one is there at all."""
+    others = [name for name in rooms if name != task.avoid_backend] or list(rooms)
+    open_ = [name for name in others if rooms[name].free]
+    return min(open_, key=lambda n: (rooms[n].load / rooms[n].capacity, rooms[n].load, n), default=None)
+
+
+def held_by(rooms: Mapping[str, Room]) -> str:
+    """Why these can start nothing more now; one of catalog.WAITS."""
+    open_ = [room for room in rooms.values() if not room.is_closed]
+    if not open_:
+        return "closed"
+    return "rate" if any(room.load < room.capacity and room.starts <= 0 for room in open_) else "slot"
