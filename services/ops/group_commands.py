@@ -4,13 +4,17 @@ from typing import Annotated, Final
 
 import typer
 
+from services.ops.evidence import sentences
 from services.ops.opened import opened
+from shared.database.attribution import recent_attribution
 from shared.database.letter_groups import Group, GroupFilter, Groups
 from shared.domain.task import Reason
-from shared.terminal import AsJson, ByWhom, fail, plain, print_json, printable, settings, table, tell
+from shared.terminal import AsJson, ByWhom, duration, fail, plain, print_json, printable, settings, table, tell
 
 group_app = typer.Typer(no_args_is_help=True, help="What is known about failures of one kind.")
 
+#: Attempts that began so long ago or later tell whether orders or a backend are to blame.
+_RECENT_SECONDS: Final = 86_400.0
 #: Characters shown of what happened and of a note; `group show` has all of them.
 _SHORT: Final = 60
 
@@ -31,6 +35,7 @@ def list_groups(
     wanted = GroupFilter(reason=reason, pool=pool, backend=backend, workflow=workflow, only_open=not every)
     with opened(settings()) as engine:
         groups = Groups(engine).find(wanted, limit)
+        blame = recent_attribution(engine, _RECENT_SECONDS)
     if as_json:
         for group in groups:
             print_json(_fields(group))
@@ -72,6 +77,8 @@ def list_groups(
         for g in groups
     ]
     typer.echo(table(headings, rows))
+    for sentence in sentences(blame):
+        typer.echo(f"in the last {duration(_RECENT_SECONDS)}, {printable(sentence)}")
     if len(groups) == limit:
         tell(f"there may be more than these {limit} (--limit)")
 
@@ -81,15 +88,18 @@ def show(group: Fingerprint, as_json: AsJson = False) -> None:
     """All about one group."""
     with opened(settings()) as engine:
         found = Groups(engine).get(group)
-    if found is None:
-        raise _unknown(group)
+        if found is None:
+            raise _unknown(group)
+        blame = recent_attribution(engine, _RECENT_SECONDS, group)
     if as_json:
-        print_json(_fields(found))
+        print_json(_fields(found) | {"recent_attribution": blame})
         return
     for name, value in _fields(found).items():
         if value not in (None, []):
             shown = ", ".join(value) if isinstance(value, list) else str(value)
             typer.echo(f"{name + ':':<14} " + "\n".join(printable(line) for line in shown.splitlines()))
+    for sentence in sentences(blame) or ["neither an order nor a backend stands out"]:
+        typer.echo(f"in the last {duration(_RECENT_SECONDS)}, {printable(sentence)}")
 
 
 @group_app.command()

@@ -247,6 +247,7 @@ sa.Index(
     dead_letters.c.reason,
     postgresql_where=sa.text("state = 'open'"),
 )
+sa.Index("dead_letters_waiting", dead_letters.c.at, postgresql_where=sa.text("state = 'open'"))
 sa.Index("dead_letters_state", dead_letters.c.state, dead_letters.c.id)
 sa.Index("dead_letters_group", dead_letters.c.fingerprint, dead_letters.c.id)
 sa.Index("dead_letters_task", dead_letters.c.task_id)

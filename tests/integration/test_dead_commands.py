@@ -147,3 +147,39 @@ def test_discard_keeps_the_reason_and_the_name(run, lab, letters, two):
 
 def test_a_span_of_time_nobody_understands_is_a_mistake(run):
     assert run("list", "--since", "soon")[0] == 2
+
+
+def test_groups_are_listed_described_and_shown(run, two):
+    out = run("groups", "--json")[1]
+    first, second = map(json.loads, out.splitlines())
+    assert {first["reason"], second["reason"]} == {"execution_failed", "invalid_message"}
+    group = next(one["fingerprint"] for one in (first, second) if one["reason"] == "execution_failed")
+    assert run("group", "note", group, "a bad [b]pack[/b]", "--by", "ann")[0] == 0
+    assert run("group", "owner", group, "bob")[0] == 0
+    assert run("group", "fixed", group, "1.1")[0] == 0
+    assert "fixed (1.1)" in run("groups", "--reason", "execution_failed")[1]
+    out = run("group", "show", group)[1]
+    assert "a bad [b]pack[/b]" in out
+    assert "neither an order nor a backend stands out" in out
+    assert run("group", "note", "nothing", "x")[0] == 1
+
+
+def test_archive_and_restore_by_filter_keep_name_and_reason(run, lab, letters, two):
+    assert run("archive", "--all", "--stage", "check", "--why", "later", "--by", "ann")[0] == 0
+    assert letters.ids(LetterFilter(state="archived")) == [two[0]]
+    assert run("restore", "--all", "--why", "now", "--by", "bob")[0] == 0
+    assert letters.ids(LetterFilter()) == list(two)
+    deeds = lab.sql("select by_whom, action, detail from operator_actions order by id")
+    assert [(deed.by_whom, deed.action, deed.detail["why"]) for deed in deeds] == [
+        ("ann", "dead letter archive", "later"),
+        ("bob", "dead letter restore", "now"),
+    ]
+
+
+def test_export_writes_each_letter_as_a_line_without_secrets(run, lab, letters, two):
+    signed = b'{"inputs": {"photo": "https://h/a.png?sig=s3cret"}}'
+    Collector(letters, lab.metrics).handle([a_delivery(body=signed, headers={"reason": "bug", "stage": "orders"})])
+    lines = [json.loads(line) for line in run("export", "--state", "any")[1].splitlines()]
+    assert [line["id"] for line in lines] == [*two, lines[-1]["id"]]
+    assert json.loads(lines[-1]["body"])["inputs"] == {"photo": "https://h/a.png?***"}
+    assert json.loads(run("export", "--limit", "1")[1])["id"] == two[0]

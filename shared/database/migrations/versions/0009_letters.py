@@ -101,6 +101,7 @@ create trigger letters_came_back after update on dead_letters
 
 drop index dead_letters_open;
 create index dead_letters_open on dead_letters (fingerprint, stage, reason) where state = 'open';
+create index dead_letters_waiting on dead_letters (at) where state = 'open';
 create index dead_letters_state on dead_letters (state, id);
 create index dead_letters_group on dead_letters (fingerprint, id);
 create index replays_letter on replays (dead_letter_id);
