@@ -47,6 +47,35 @@ alter table pg_temp.plan add primary key (number);
 analyze pg_temp.plan, pg_temp.steps, pg_temp.tries, pg_temp.fates, pg_temp.slots, pg_temp.groups
 """
 
+#: Written: every table here but `backends`, `capacities` and `legal_moves`.
+TABLES: Final = (
+    "tasks",
+    "task_moves",
+    "attempts",
+    "artifacts",
+    "duplicate_keys",
+    "dead_letters",
+    "replays",
+    "operator_actions",
+)
+
+#: How to drop each key of these tables and to make it again; a key can go once no foreign key needs it.
+KEYS: Final = """
+select format('alter table %%s drop constraint %%I', conrelid::regclass, conname),
+    format('alter table %%s add constraint %%I %%s', conrelid::regclass, conname, pg_get_constraintdef(oid))
+from pg_constraint
+where contype in ('f', 'p', 'u')
+    and (conrelid = any(%(tables)s::regclass[]) or confrelid = any(%(tables)s::regclass[]))
+order by contype = 'f' desc, oid
+"""
+
+#: The same of the indexes that are no keys.
+INDEXES: Final = """
+select format('drop index %%s', indexrelid::regclass), pg_get_indexdef(indexrelid) from pg_index i
+where indrelid = any(%(tables)s::regclass[]) and not exists (select from pg_constraint where conindid = i.indexrelid)
+order by indexrelid
+"""
+
 _TASKS: Final = """
 insert into tasks (id, idempotency_key, order_id, fingerprint, pool, priority, body, status, version, attempt, charged,
     backend, job_key, provider_job_id, free_at, due_at, deadline_at, created_at, changed_at, finished_at, told_at,

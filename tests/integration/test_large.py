@@ -22,6 +22,12 @@ select md5(string_agg(line, ';' order by line)) from (
     from tasks t join task_moves m on m.task_id = t.id
     union all select concat_ws(',', d.id, d.task_id, d.detail, d.state, d.closed_by) from dead_letters d) lines
 """
+_KEYS_AND_INDEXES = """
+select format('%s %s %s', conrelid::regclass, conname, pg_get_constraintdef(oid)) as told from pg_constraint
+union all select pg_get_indexdef(indexrelid) from pg_index where indrelid::regclass::text !~ '^pg_'
+union all select format('%s %s %s', tgrelid::regclass, tgname, tgenabled) from pg_trigger where not tgisinternal
+order by told
+"""
 
 
 class NoPictures:
@@ -33,8 +39,10 @@ class NoPictures:
 
 @pytest.fixture
 def rows(database_url: str) -> Iterator[Rows]:
-    fill(database_url, tasks=_TASKS, letters=_LETTERS, seed=1)
     rows = Rows(database_url)
+    before = rows.sql(_KEYS_AND_INDEXES)
+    fill(database_url, tasks=_TASKS, letters=_LETTERS, seed=1)
+    assert rows.sql(_KEYS_AND_INDEXES) == before, "nothing that guards the rows is missing afterwards"
     yield rows
     rows.close()
 
