@@ -129,18 +129,21 @@ from pg_temp.plan p where p.twice is not null
 
 #: Discarded ten minutes later, or just now.
 _LETTERS: Final = """
-insert into dead_letters (identity, task_id, attempt, stage, reason, detail, fingerprint, pool, backend, workflow,
-    message_id, message_type, body, first_at, at, state, closed_at, closed_by)
+insert into dead_letters (identity, task_id, attempt, stage, reason, detail, fingerprint, pool, message_id,
+    message_type, body, first_at, at, state, closed_at, closed_by, backend, workflow, provider_job_id, exchange,
+    routing_key, queue, deliveries, trace_id, version)
 select p.task_id || ':' || f.letter_attempt || ':' || f.letter_stage, p.task_id, f.letter_attempt, f.letter_stage,
     f.letter_reason, pg_temp.named(f.letter_detail, p.key, p.number), g.fingerprint, s.pool,
-    case when f.letter_attempt > 0 then s.backend end, s.body::jsonb ->> 'workflow',
     md5(p.key)::uuid::text, 'task.dead.v1', pg_temp.named(s.body, p.key, p.number),
     pg_temp.moment(p.turn, f.letter_at + 1, null), pg_temp.moment(p.turn, f.letter_at + 1, null), f.letter,
     case f.letter when 'discarded' then least(pg_temp.moment(p.turn, f.letter_at + 600, null), now())
         when 'replayed' then pg_temp.moment(p.turn, f.replayed_at, null) end,
-    case f.letter when 'open' then null else (array['ana', 'bo', 'chidi'])[1 + p.number % 3] end
+    case f.letter when 'open' then null else (array['ana', 'bo', 'chidi'])[1 + p.number % 3] end,
+    a.backend, s.body::jsonb ->> 'workflow', a.provider_job_id, '', f.letter_stage || '.' || s.pool,
+    f.letter_stage || '.' || s.pool, 1, md5(p.key), '0.1.0'
 from pg_temp.plan p join pg_temp.fates f using (fate) join pg_temp.slots s using (slot)
     join pg_temp.groups g using (fate, pool)
+    left join attempts a on a.task_id = p.task_id and a.attempt = f.letter_attempt
 order by p.number
 """
 
