@@ -1,6 +1,5 @@
 """`darkroom order`: what became of an order, its whole story, its end on request, and the job it has after all."""
 
-import re
 import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
@@ -12,7 +11,7 @@ from services.ops.closing import Closed
 from services.ops.commands import publishing
 from services.ops.replay import Item, Replayer
 from services.ops.trace import Event, events_of, waterfall
-from shared.database.adopt import Refused
+from shared.database.adopt import JOB_ID, Refused
 from shared.database.adopt import adopt as adopt_job
 from shared.database.engine import connect
 from shared.database.history import History
@@ -30,8 +29,6 @@ Which = Annotated[str, typer.Argument(metavar="ID|KEY", help="Task id, or the or
 Why = Annotated[str, typer.Option("--why", metavar="TEXT", help="How you decided; kept with the order.")]
 #: The status that a command ends with when there is no such order.
 _NOT_FOUND: Final = 1
-#: It becomes part of an address at the provider.
-_JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 
 
 @order_app.command()
@@ -85,7 +82,7 @@ def adopt(
     as_json: AsJson = False,
 ) -> None:
     """Let a failed order wait for a job that exists after all. A wrong ID ends as failed again."""
-    if not _JOB_ID.fullmatch(job):
+    if not JOB_ID.fullmatch(job):
         raise fail("a job id is 1 to 200 letters, digits, dots, dashes, colons and underscores")
     chosen = settings()
     engine = connect(chosen.database_url.get_secret_value(), pool_size=1)

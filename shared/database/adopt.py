@@ -1,5 +1,6 @@
 """A person names the provider job of a failed row that exists after all: the row waits for that job again."""
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,6 +11,9 @@ from shared.database.engine import in_transaction
 from shared.database.moves import Change, move_in
 from shared.database.rows import TASK, task_of
 from shared.domain.task import Status, Task
+
+#: What a provider's id of a job may be: it becomes part of an address there.
+JOB_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,199}")
 
 
 @dataclass(frozen=True, slots=True)

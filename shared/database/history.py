@@ -125,6 +125,11 @@ select attempt, created_at, index, key, sha256, bytes, media_type, width, height
 from artifacts where task_id = :id order by attempt, index
 """)
 
+_PICTURE: Final = sa.text("""
+select index, key, sha256, bytes, media_type, width, height
+from artifacts where task_id = :id and attempt = :attempt and index = :index
+""")
+
 _LETTERS: Final = sa.text("""
 select d.id, d.at, d.stage, d.reason, d.detail, d.attempt, d.state, coalesce(
     (select json_agg(json_build_object('id', r.id, 'at', r.at, 'by_whom', r.by_whom, 'state', r.state,
@@ -163,6 +168,12 @@ class History:
         return in_transaction(
             self._engine, lambda c: [task_of(row) for row in c.execute(_OF_ORDER, {"order_id": order_id})]
         )
+
+    def picture(self, task_id: uuid.UUID, attempt: int, index: int) -> Artifact | None:
+        """One picture of one attempt."""
+        values = {"id": task_id, "attempt": attempt, "index": index}
+        row = in_transaction(self._engine, lambda c: c.execute(_PICTURE, values).one_or_none())
+        return None if row is None else Artifact(**row._mapping)
 
     def story(self, task_id: uuid.UUID) -> Story | None:
         """Everything known of the task with this id, as of one moment."""

@@ -1,4 +1,4 @@
-"""Orders as the upstream systems ask for them: lists in pages, places in the queue, news. Writes nothing."""
+"""Orders as upstream systems and people ask for them: lists in pages, places in the queue, news. Writes nothing."""
 
 import uuid
 from collections.abc import Collection, Mapping
@@ -22,6 +22,7 @@ class Filter:
 
     idempotency_key: str | None = None
     order_id: str | None = None
+    pool: str | None = None
     statuses: Collection[Status] = ()
 
 
@@ -44,9 +45,17 @@ select {TASK} from unnest(cast(:statuses as text[])) s(status) cross join latera
 ) t {_NEWEST_FIRST}
 """)
 
+#: The same along an index of its own: of a pool of few orders nothing is read that is another's.
+_OF_POOL: Final = sa.text(f"""
+select {TASK} from unnest(cast(:statuses as text[])) s(status) cross join lateral (
+    select * from tasks t where t.pool = :pool and t.status = s.status and {_BEHIND} {_NEWEST_FIRST}
+) t {_NEWEST_FIRST}
+""")
+
 _OF_ORDER: Final = sa.text(f"""
 select {TASK} from tasks t
-where t.order_id = :order_id and t.status = any(cast(:statuses as text[])) and {_BEHIND} {_NEWEST_FIRST}
+where t.order_id = :order_id and (cast(:pool as text) is null or t.pool = :pool)
+    and t.status = any(cast(:statuses as text[])) and {_BEHIND} {_NEWEST_FIRST}
 """)
 
 #: The task of this key, or the active task the key was kept with.
@@ -54,7 +63,18 @@ _OF_KEY: Final = sa.text(f"""
 select {TASK} from tasks t
 where (t.id = :id or t.id = (select d.task_id from duplicate_keys d where d.own_task_id = :id))
     and (cast(:order_id as text) is null or t.order_id = :order_id)
+    and (cast(:pool as text) is null or t.pool = :pool)
     and t.status = any(cast(:statuses as text[])) and {_BEHIND} {_NEWEST_FIRST}
+""")
+
+#: Each arm along an index of its own.
+_NAMED: Final = sa.text(f"""
+select {TASK} from tasks t where t.id in (
+    select n.id from tasks n where n.id = :id or n.id = :of_key
+    union select d.task_id from duplicate_keys d where d.own_task_id = :id or d.own_task_id = :of_key
+    union select a.task_id from attempts a where a.job_key = :id
+    union select o.id from tasks o where o.order_id = :text
+) {_NEWEST_FIRST}
 """)
 
 _IN_LINE: Final = "t.pool = :pool and t.status = 'pending' and t.free_at <= now() and t.deadline_at > now()"
@@ -93,6 +113,7 @@ class Listing:
         values: dict[str, object] = {
             "statuses": [str(status) for status in wanted.statuses or Status],
             "order_id": wanted.order_id,
+            "pool": wanted.pool,
             "at": behind and behind.created_at,
             "behind": str(behind.id if behind else _LAST_ID),
             "limit": limit,
@@ -101,8 +122,20 @@ class Listing:
             statement = _OF_KEY
             values["id"] = task_id_for(wanted.idempotency_key)
         else:
-            statement = _OF_STATUSES if wanted.order_id is None else _OF_ORDER
+            statement = _OF_ORDER if wanted.order_id is not None else _OF_POOL if wanted.pool else _OF_STATUSES
         return in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(statement, values)])
+
+    def named(self, text: str, limit: int) -> list[Task]:
+        """The orders that `text` can mean, the newest first: a task id, a job key, an idempotency key or an order id.
+
+        A key that was kept with another order's task means that task.
+        """
+        try:
+            id_: uuid.UUID | None = uuid.UUID(text)
+        except ValueError:
+            id_ = None
+        values = {"id": id_, "of_key": task_id_for(text), "text": text, "limit": limit}
+        return in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(_NAMED, values)])
 
     def ahead_of(self, task: Task) -> int | None:
         """How many rows of its pool are picked before a pending one, counted up to COUNTED_AHEAD.

@@ -61,6 +61,7 @@ class Pages:
             "duration": duration,
             "size": _size,
             "plain_json": _plain_json,
+            "visible": lambda text: visible(str(text)),
             "segment": lambda text: quote(str(text), safe=""),
         }
 

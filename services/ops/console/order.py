@@ -1,0 +1,158 @@
+"""One order: its whole story, its pictures, and what a person may do about it."""
+
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
+
+from services.ops import unknown
+from services.ops.console.auth import Posted, SignedIn
+from services.ops.console.parts import Parts
+from services.ops.console.problem import Refused, not_found
+from services.ops.console.rendering import Pages, done
+from services.ops.trace import Stay, events_of, stays_of
+from shared.database import adopt
+from shared.database.history import History
+from shared.database.letters import Letters
+from shared.database.tasks import Tasks
+from shared.domain.task import Reason, Status, Task
+from shared.observe.logs import redacted_body
+from shared.terminal import Quiet
+
+Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
+
+_BAR: Final = 1000
+_LEAST: Final = 6
+
+
+def routes(pages: Pages, parts: Parts) -> APIRouter:
+    """The pages under /orders/{task_id}."""
+    router = APIRouter()
+    history = History(parts.engine)
+    letters = Letters(parts.engine)
+
+    def found(task_id: uuid.UUID, by_whom: str) -> tuple[Tasks, Task]:
+        tasks = Tasks(parts.engine, by_whom, Quiet())
+        task = tasks.find(task_id)
+        if task is None:
+            raise _no_order()
+        return tasks, task
+
+    @router.get("/orders/{task_id}")
+    def order(request: Request, task_id: uuid.UUID) -> Response:
+        story = history.story(task_id)
+        if story is None:
+            raise _no_order()
+        task = story.task
+        values: dict[str, Any] = {
+            "story": story,
+            "task": task,
+            "events": events_of(story),
+            "stays": stays_of(story),
+            "bars": _bars(stays_of(story)),
+            "body": json.loads(redacted_body(json.dumps(task.body))) if task.body else None,
+            "may_cancel": not task.status.is_final,
+            "may_adopt": task.status is Status.FAILED and task.attempt > 0,
+            "is_in_doubt": task.status is Status.FAILED and task.reason == Reason.OUTCOME_UNKNOWN,
+        }
+        return pages.page(request, "order.html", **values)
+
+    @router.get("/orders/{task_id}/pictures/{attempt}/{index}")
+    async def picture(task_id: uuid.UUID, attempt: Number, index: Number) -> Response:
+        return await _picture(history, parts, task_id, attempt, index)
+
+    @router.post("/orders/{task_id}/cancel")
+    def cancel(task_id: uuid.UUID, signed: SignedIn, form: Posted) -> Response:
+        by_whom = signed.session.user
+        tasks, before = found(task_id, by_whom)
+        task = tasks.cancel(before.id, form.text("reason") or None, by_whom) or before
+        if task.status is not Status.CANCELLED or before.status is Status.CANCELLED:
+            return done(signed.token, _page(task), f"It is {task.status} already; nothing was changed.", well=False)
+        owed = " Its job at the provider is cancelled next." if task.cancel_owed else ""
+        return done(signed.token, _page(task), f"The order is cancelled.{owed}")
+
+    @router.post("/orders/{task_id}/adopt")
+    def adopt_job(task_id: uuid.UUID, signed: SignedIn, form: Posted) -> Response:
+        job, why = form.text("job", needed="Name the provider's job."), form.text("why", needed="Say how you know.")
+        if not adopt.JOB_ID.fullmatch(job):
+            raise Refused(
+                422, "This is no job id", "It has 1 to 200 letters, digits, dots, dashes, colons and underscores."
+            )
+        _, task = found(task_id, signed.session.user)
+        after = adopt.adopt(
+            parts.engine,
+            task,
+            job,
+            signed.session.user,
+            why,
+            default_deadline=parts.default_deadline_seconds,
+            tries=parts.retry.max_charged,
+        )
+        if isinstance(after, adopt.Refused):
+            return done(signed.token, _page(task), f"It cannot adopt a job: {after.why}.", well=False)
+        return done(signed.token, _page(task), f"It waits for job {job} on {after.backend}; the poller looks next.")
+
+    @router.post("/orders/{task_id}/submit-again")
+    def submit_again(task_id: uuid.UUID, signed: SignedIn, form: Posted) -> Response:
+        why = form.text("why", needed="Say how you decided.")
+        _, task = found(task_id, signed.session.user)
+        answer = unknown.submit_again(letters, parts.replayer, task, signed.session.user, why)
+        if isinstance(answer, str):
+            return done(signed.token, _page(task), f"Nothing was changed: {answer}.", well=False)
+        return done(signed.token, _page(task), "The order is pending again, as a new attempt.")
+
+    @router.post("/orders/{task_id}/give-up")
+    def give_up(task_id: uuid.UUID, signed: SignedIn, form: Posted) -> Response:
+        why = form.text("why", needed="Say how you decided.")
+        _, task = found(task_id, signed.session.user)
+        answer = unknown.give_up(letters, task, signed.session.user, why)
+        if isinstance(answer, str):
+            return done(signed.token, _page(task), f"Nothing was changed: {answer}.", well=False)
+        return done(signed.token, _page(task), "The order stays failed, and its dead letter is closed.")
+
+    return router
+
+
+async def _picture(history: History, parts: Parts, task_id: uuid.UUID, attempt: int, index: int) -> Response:
+    """The bytes as they were stored. An Artifact is a PNG or a JPEG and nothing else, checked to its last chunk."""
+    artifact = await run_in_threadpool(history.picture, task_id, attempt, index)
+    if artifact is None:
+        raise not_found("picture", "The order has none of this number.")
+    try:
+        pieces = await parts.store.stream(artifact.key, artifact.bytes, range(artifact.bytes))
+    except FileNotFoundError:
+        raise not_found("picture", "Its row says that it was stored, and the store does not have it.") from None
+    headers = {
+        "Content-Length": str(artifact.bytes),
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Cache-Control": "private, max-age=86400, immutable",
+    }
+    return StreamingResponse(pieces, 200, headers, artifact.media_type)
+
+
+def _bars(stays: Sequence[Stay]) -> list[dict[str, Any]]:
+    """Where each stay begins on a line of 1000, and how long it is; the shortest can still be seen."""
+    whole = max((stay.end for stay in stays), default=0.0)
+    scale = _BAR / whole if whole else 0.0
+    return [
+        {
+            "status": stay.status,
+            "x": min(_BAR - _LEAST, round(stay.begin * scale)),
+            "width": max(_LEAST, round((stay.end - stay.begin) * scale)),
+            "seconds": stay.end - stay.begin,
+            "is_final": Status(stay.status).is_final,
+        }
+        for stay in stays
+    ]
+
+
+def _page(task: Task) -> str:
+    return f"/orders/{task.id}"
+
+
+def _no_order() -> Refused:
+    return not_found("order", "An order just placed has no row yet; one that was purged has none any more.")
