@@ -36,8 +36,6 @@ _LISTED: Final = 50
 
 class ShownState(StrEnum):
     OPEN = "open"
-    PLANNED = "planned"
-    REPLAYING = "replaying"
     REPLAYED = "replayed"
     DISCARDED = "discarded"
     ARCHIVED = "archived"

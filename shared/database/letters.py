@@ -134,7 +134,8 @@ _MATCHING: Final = """
     and (cast(:state as text) is null or d.state = :state)
     and (cast(:since as timestamptz) is null or d.at >= cast(:since as timestamptz))
     and (cast(:until as timestamptz) is null or d.at < cast(:until as timestamptz))
-    and (cast(:order_id as text) is null or d.task_id in (select t.id from tasks t where t.order_id = :order_id))
+    and (cast(:order_id as text) is null
+        or d.task_id = any(array(select t.id from tasks t where t.order_id = :order_id)))
     and (cast(:task_id as uuid) is null or d.task_id = :task_id)
     and (cast(:text as text) is null or position(lower(:text) in lower(d.detail)) > 0)
 """

@@ -219,11 +219,7 @@ dead_letters: Final = sa.Table(
     _maybe("body", sa.Text),
     _column("headers", JSONB),
     _column("at", _MOMENT),
-    _column(
-        "state",
-        sa.Text,
-        sa.CheckConstraint("state in ('open', 'planned', 'replaying', 'replayed', 'discarded', 'archived')"),
-    ),
+    _column("state", sa.Text, sa.CheckConstraint("state in ('open', 'replayed', 'discarded', 'archived')")),
     _maybe("closed_at", _MOMENT),
     _maybe("closed_by", sa.Text),
     _column("first_at", _MOMENT),
@@ -250,6 +246,10 @@ sa.Index(
 sa.Index("dead_letters_waiting", dead_letters.c.at, postgresql_where=sa.text("state = 'open'"))
 sa.Index("dead_letters_state", dead_letters.c.state, dead_letters.c.id)
 sa.Index("dead_letters_group", dead_letters.c.fingerprint, dead_letters.c.id)
+sa.Index("dead_letters_reason", dead_letters.c.reason, dead_letters.c.id)
+sa.Index("dead_letters_pool", dead_letters.c.pool, dead_letters.c.id)
+sa.Index("dead_letters_backend", dead_letters.c.backend, dead_letters.c.id)
+sa.Index("dead_letters_workflow", dead_letters.c.workflow, dead_letters.c.id)
 sa.Index("dead_letters_task", dead_letters.c.task_id)
 
 replays: Final = sa.Table(

@@ -9,9 +9,7 @@ from typing import Final
 class LetterState(StrEnum):
     """What is to become of a letter. The same words stand in a check of the table."""
 
-    OPEN = "open"  # nobody has decided
-    PLANNED = "planned"  # an applied plan has it, its turn has not come
-    REPLAYING = "replaying"  # a plan has sent it round, and its order is on its way
+    OPEN = "open"  # nobody has decided, or a plan has not come to it yet
     REPLAYED = "replayed"
     DISCARDED = "discarded"
     ARCHIVED = "archived"  # put aside; may be restored

@@ -111,7 +111,7 @@ def test_an_order_that_fails_again_at_another_attempt_says_how_often_it_came_bac
     task = desk.lab.failed()
     desk.died(task)
     (letter_id,) = desk.letters.ids(LetterFilter())
-    Replays(desk.lab.engine, 3600).replay(letter_id, "ann")
+    Replays(desk.lab.engine, 3600).replay([letter_id], "ann")
     (taken,) = desk.lab.take()
     again = desk.lab.paid(
         desk.lab.end(taken, task.status, reason=Reason.EXECUTION_FAILED, detail="node 8 broke", stage=task.stage)
@@ -137,7 +137,7 @@ def test_an_archived_letter_is_restored_but_not_when_its_order_has_moved_on(desk
     assert desk.close(Deed.DISCARD, two) == [Closing.REFUSED]
     assert desk.letters.ids(LetterFilter()) == []
     desk.lab.sql("update dead_letters set state = 'open' where id = :id", id=one)
-    Replays(desk.lab.engine, 3600).replay(one, "ann")
+    Replays(desk.lab.engine, 3600).replay([one], "ann")
     desk.lab.sql("update dead_letters set state = 'archived' where id = :id", id=one)
     assert desk.close(Deed.RESTORE, one, two, loose, 999) == [
         Closing.REFUSED,

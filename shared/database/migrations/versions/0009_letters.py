@@ -22,7 +22,7 @@ alter table dead_letters
     add column version text,
     drop constraint dead_letters_state_check,
     add constraint dead_letters_state_check
-        check (state in ('open', 'planned', 'replaying', 'replayed', 'discarded', 'archived'));
+        check (state in ('open', 'replayed', 'discarded', 'archived'));
 comment on column dead_letters.at is 'last seen: when it was recorded, or recorded again';
 comment on column dead_letters.repeats is 'failures of the same order that were recorded before this one';
 comment on column dead_letters.exception is 'type of the exception, where detail is a traceback';
@@ -104,6 +104,10 @@ create index dead_letters_open on dead_letters (fingerprint, stage, reason) wher
 create index dead_letters_waiting on dead_letters (at) where state = 'open';
 create index dead_letters_state on dead_letters (state, id);
 create index dead_letters_group on dead_letters (fingerprint, id);
+create index dead_letters_reason on dead_letters (reason, id);
+create index dead_letters_pool on dead_letters (pool, id);
+create index dead_letters_backend on dead_letters (backend, id);
+create index dead_letters_workflow on dead_letters (workflow, id);
 create index replays_letter on replays (dead_letter_id);
 drop index replays_task;
 create index replays_task on replays (task_id);
