@@ -61,6 +61,7 @@ class Pages:
             "duration": duration,
             "size": _size,
             "plain_json": _plain_json,
+            "pretty": _pretty,
             "visible": lambda text: visible(str(text)),
             "segment": lambda text: quote(str(text), safe=""),
         }
@@ -163,3 +164,11 @@ def visible(text: str) -> str:
 
 def _plain_json(value: Any) -> str:
     return visible(json.dumps(value, ensure_ascii=False, indent=2, sort_keys=True, default=str))
+
+
+def _pretty(text: str) -> str:
+    """JSON with a line for each of its fields; whatever else it is, as it came."""
+    try:
+        return _plain_json(json.loads(text))
+    except (ValueError, RecursionError):
+        return visible(text)
