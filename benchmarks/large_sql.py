@@ -139,11 +139,11 @@ select p.task_id || ':' || f.letter_attempt || ':' || f.letter_stage, p.task_id,
     case f.letter when 'discarded' then least(pg_temp.moment(p.turn, f.letter_at + 600, null), now())
         when 'replayed' then pg_temp.moment(p.turn, f.replayed_at, null) end,
     case f.letter when 'open' then null else (array['ana', 'bo', 'chidi'])[1 + p.number % 3] end,
-    a.backend, s.body::jsonb ->> 'workflow', a.provider_job_id, '', f.letter_stage || '.' || s.pool,
-    f.letter_stage || '.' || s.pool, 1, md5(p.key), '0.1.0'
+    case when f.letter_attempt > 0 then s.backend end, s.body::jsonb ->> 'workflow',
+    case when f.letter_attempt > 0 and f.letter_stage = 'check' then p.job_keys[f.letter_attempt]::text end,
+    '', f.letter_stage || '.' || s.pool, f.letter_stage || '.' || s.pool, 1, md5(p.key), '0.1.0'
 from pg_temp.plan p join pg_temp.fates f using (fate) join pg_temp.slots s using (slot)
     join pg_temp.groups g using (fate, pool)
-    left join attempts a on a.task_id = p.task_id and a.attempt = f.letter_attempt
 order by p.number
 """
 
@@ -169,6 +169,9 @@ select d.closed_at, d.closed_by, 'dead letter ' || case d.state when 'replayed' 
     d.id::text, jsonb_build_object('why', 'the same as the others of ' || d.fingerprint)
 from dead_letters d where d.state <> 'open' order by d.closed_at, d.id
 """
+
+#: What the trigger does, which would look each letter up in a table without keys.
+GROUPS: Final = "select count_into_groups(array(select id from dead_letters))"
 
 #: In the order in which they refer to each other.
 STATEMENTS: Final = (
