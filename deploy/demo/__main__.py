@@ -63,7 +63,7 @@ def main() -> int:
         show = dead.show if of_the_dead else providers.show if with_apis else _show
         fine = show(console, stack, system, pictures)
         if os.environ.get("KEEP"):
-            keep(console, stack, system)
+            keep(console, stack, system, dead.steps(system) if of_the_dead else ())
         return 0 if fine else 1
     finally:
         system.stop()

@@ -91,6 +91,19 @@ def kill(system: System, stack: Stack, tasks: Tasks, counts: Counts, console: Co
     return [*orders, *again]
 
 
+def steps(system: System) -> Sequence[str]:
+    """What one who has read docs/runbooks.md does now."""
+    cure = f"curl --json '{{\"clear\": true}}' {system.simulators[2]}/_sim/faults"
+    return [
+        "Overview: 300 letters wait. Dead letters: four kinds; 150 are gpu-3's, which has no memory left.",
+        f"Give it some, as whoever looks after that server would: {cure}",
+        "That kind, all of this list, Plan a replay…: 140 will run, 10 are superseded (ordered again since). Apply.",
+        "The 60 colours fail on every server, so it is the orders: open one, Edit and replay…, another colour.",
+        "Photographs that are gone, messages cut off: discard them with a reason, and tell their senders.",
+        "In another terminal, after the exports above: .venv/bin/darkroom audit (nothing ran twice)",
+    ]
+
+
 def show(console: Console, stack: Stack, system: System, pictures: Path) -> bool:
     """Let the orders die, say of what; True when every number is what it must be."""
     counts = Counts()
@@ -120,6 +133,7 @@ def show(console: Console, stack: Stack, system: System, pictures: Path) -> bool
         {},
     )
     console.print(f"\nPictures       {pictures}\nLogs           {stack.directory / 'logs'}")
+    console.print("\nNext: `KEEP=1 make demo DEAD=1` leaves it running, so that you can do what docs/runbooks.md says.")
     return fine
 
 

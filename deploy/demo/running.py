@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 import signal
 import time
 import urllib.request
@@ -24,7 +25,9 @@ from shared.broker.broker import Broker
 from shared.broker.topology import topology
 from shared.database.engine import connect
 from shared.database.tasks import Tasks
+from shared.database.users import Role, Users
 from shared.domain.messages import Artifact, Order, order_placed
+from shared.domain.password import hash_password
 from shared.domain.task import Status, Task
 from shared.observe import metrics
 
@@ -120,9 +123,14 @@ def post(url: str, value: object) -> None:
         pass
 
 
-def keep(console: Console, stack: Stack, system: System) -> None:
-    """Wait for Ctrl-C beside the running system."""
+def keep(console: Console, stack: Stack, system: System, steps: Sequence[str] = ()) -> None:
+    """Wait for Ctrl-C beside the running system. steps -- what a person may do now, in their order"""
     console.print("\n[bold]Running until Ctrl-C[/bold]")
+    name, password = "demo", secrets.token_urlsafe(9)
+    engine = connect(stack.database_url, pool_size=1)
+    Users(engine).add(name, Role.EDITOR, hash_password(password), "demo")
+    engine.dispose()
+    console.print(f"console     {system.console}  sign in as {name} with the password {password}", soft_wrap=True)
     console.print(f"orders    POST {system.api}/v1/orders")
     for name, url in system.health.items():
         console.print(f"{name:<12}{url}/metrics  {url}/readyz")
@@ -130,7 +138,9 @@ def keep(console: Console, stack: Stack, system: System) -> None:
         console.print(f"comfyui-{number:<4}{url}/_sim/stats?log=0")
     if system.apis:
         console.print(f"apis        {system.apis}/_sim/stats?log=0")
-    for name, value in (system.settings if system.apis else stack.environment()).items():
+    for name, value in system.settings.items():
         console.print(f"export {name}={value}", soft_wrap=True)
+    for number, step in enumerate(steps, start=1):
+        console.print(f"{number}. {step}", soft_wrap=True, markup=False, highlight=False)
     with suppress(KeyboardInterrupt):
         signal.sigwait({signal.SIGINT, signal.SIGTERM})

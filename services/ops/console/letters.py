@@ -15,7 +15,9 @@ from services.ops.console.forms import Form
 from services.ops.console.parts import Parts
 from services.ops.console.problem import Refused
 from services.ops.console.rendering import Pages, done
+from services.ops.evidence import sentences
 from services.ops.replay import Item, Result
+from shared.database.attribution import read_attribution, recent_attribution
 from shared.database.letter_groups import GroupFilter, Groups
 from shared.database.letter_states import Deed
 from shared.database.letters import LetterFilter, Letters, Page, StoredLetter
@@ -30,6 +32,8 @@ _MOST: Final = 10_000
 #: What died within so long of a letter may have died of the same.
 _NEAR: Final = timedelta(minutes=10)
 _NEIGHBOURS: Final = 5
+#: Whether orders or a backend are to blame is judged by what was tried within so long.
+_LATELY: Final = timedelta(hours=1)
 
 
 def routes(pages: Pages, parts: Parts) -> APIRouter:
@@ -69,6 +73,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
             "open": sum(g.open for g in found),
             "choices": _choices(parts),
         }
+        values["blame"] = sentences(recent_attribution(parts.engine, _LATELY.total_seconds()))
         return pages.page(request, "groups.html", **values)
 
     @router.get("/letters/list")
@@ -85,7 +90,9 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
             raise _no_group()
         state = request.query_params.get("state", LetterState.OPEN)
         wanted, _ = filter_of({"group": fingerprint, "state": state}, letters)
-        return pages.page(request, "group.html", group=found, **lists(wanted, request))
+        end = found.last_at + timedelta(seconds=1)
+        blame = sentences(read_attribution(parts.engine, end - _LATELY, end, fingerprint))
+        return pages.page(request, "group.html", group=found, blame=blame, **lists(wanted, request))
 
     @router.post("/letters/groups/{fingerprint}/{what}")
     def say(fingerprint: str, what: str, form: Posted, signed: SignedIn) -> Response:
