@@ -1,6 +1,7 @@
 """`darkroom backend`: which servers there are, a pause for one of them, and a word that one is gone."""
 
-from typing import Annotated
+import time
+from typing import Annotated, Final
 
 import typer
 
@@ -10,6 +11,9 @@ from shared.database.slots import Backend, Slots
 from shared.terminal import AsJson, ByWhom, Quiet, duration, fail, plain, print_json, seconds_of, settings, table, tell
 
 backend_app = typer.Typer(no_args_is_help=True, help="The servers and provider accounts that make the pictures.")
+
+#: Between two looks at a backend that drains.
+_LOOK_SECONDS: Final = 1.0
 
 Name = Annotated[str, typer.Argument(help="Name of the backend, as in the backends file.")]
 
@@ -48,6 +52,29 @@ def pause(
     else:
         how_long = f"for {duration(seconds)}" if seconds else f"until `darkroom backend resume {name}`"
         typer.echo(f"{name} gets no new work {how_long}")
+
+
+@backend_app.command()
+def drain(
+    name: Name,
+    by: ByWhom,
+    reason: Annotated[str, typer.Option(help="Why; shown to whoever looks.")],
+    as_json: AsJson = False,
+) -> None:
+    """Pause a backend until it is resumed, and wait until nothing runs there any more."""
+    slots = _slots(by)
+    if not slots.pause(name, by, reason, None):
+        raise _unknown(slots, name)
+    told = -1
+    while left := next((backend.in_flight for backend in slots.backends() if backend.name == name), 0):
+        if left != told and not as_json:
+            tell(f"{left} still run on {name}")
+        told = left
+        time.sleep(_LOOK_SECONDS)
+    if as_json:
+        print_json({"backend": name, "paused": True, "in_flight": 0, "reason": reason, "by": by})
+    else:
+        typer.echo(f"nothing runs on {name}; it gets no new work until `darkroom backend resume {name}`")
 
 
 @backend_app.command()

@@ -3,9 +3,11 @@
 import hashlib
 import hmac
 import logging
+import secrets
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Final
 from urllib.parse import quote, urlsplit
 
@@ -118,7 +120,6 @@ def login_routes(pages: Pages, users: Users, url: str | None) -> APIRouter:
     """The pages that need no session, and the end of one."""
     routes = APIRouter()
     comparing = threading.BoundedSemaphore(_COMPARISONS)
-    nobody = hash_password("of nobody")
 
     def page(request: Request, to: str, status: int = 200, problem: str = "", name: str = "") -> Response:
         values = {"next": to, "problem": problem, "name": name, "has_users": users.is_there_any()}
@@ -144,7 +145,7 @@ def login_routes(pages: Pages, users: Users, url: str | None) -> APIRouter:
             return page(request, to, 503, "Too many sign in at this moment: try again.", name)
         try:
             # Compared also when there is no such user: how long it takes says nothing about who there is.
-            fits = is_password(password[: MAX_PASSWORD_CHARACTERS + 1], stored or nobody)
+            fits = is_password(password[: MAX_PASSWORD_CHARACTERS + 1], stored or _of_nobody())
         finally:
             comparing.release()
         token = users.begin(known, stored, address) if fits and stored is not None else None
@@ -173,6 +174,11 @@ def to_login(request: Request) -> str:
     """Where to sign in, and to come back from. A part of a page that is asked for alone comes back as the whole."""
     asked = request.url.path + (f"?{request.url.query}" if request.url.query else "")
     return "/login" if asked == "/" else f"/login?next={quote(asked, safe='')}"
+
+
+@cache
+def _of_nobody() -> str:
+    return hash_password(secrets.token_urlsafe())
 
 
 def _local(url: str) -> str:

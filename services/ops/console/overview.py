@@ -37,7 +37,7 @@ class Trouble:
     """One thing that is wrong. grave -- a promise is broken, or orders stand still"""
 
     text: str
-    to: str
+    to: str = ""
     since: datetime | None = None
     grave: bool = False
 
@@ -77,8 +77,8 @@ def troubles(seen: Seen, recent: Recent) -> Iterator[Trouble]:
     if seen.violations is not None:
         for check, rows in seen.violations.items():
             if rows:
-                text = f"A promise is broken {rows} times: {PROMISES[check]}. Run `darkroom audit`."
-                yield Trouble(text=text, to="/", grave=True)
+                text = f"A promise is broken {rows} times, and darkroom audit names where: {PROMISES[check]}"
+                yield Trouble(text=text, grave=True)
     if seen.state is None:
         return
     for bound, count in seen.state.overdue.items():
