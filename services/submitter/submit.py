@@ -1,54 +1,23 @@
-"""Permits become provider jobs: take a row and a slot, make the one POST, record what came of it."""
+"""Permits become provider jobs: take as many rows as there are permits and free slots, and have them started."""
 
-import logging
-import random
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
-from threading import Event, Lock
-from typing import BinaryIO, Final, TypeVar
+from threading import Event
 
-from shared.database.failures import after_failure, or_elsewhere
-from shared.database.moves import Change
+from services.submitter.ends import Ends
+from services.submitter.insist import Insist
+from services.submitter.keep import Keep
+from services.submitter.start import Start
 from shared.database.slots import Slots
-from shared.database.tasks import FRESH_SECONDS, Tasks
-from shared.domain.errors import (
-    AccountRefused,
-    DarkroomError,
-    DatabaseAway,
-    InputLater,
-    InputUnavailable,
-    Outage,
-    OutcomeUnknown,
-    ProviderAway,
-    ProviderBusy,
-    ProviderRejected,
-    StorageAway,
-)
-from shared.domain.fallback import following
-from shared.domain.fit import MARGIN_SECONDS
-from shared.domain.messages import TASK_SUBMIT, Artifact, Delivery, Message, dead_letter, event
-from shared.domain.outcome import DeadLetter, Done, FollowUp, Hold, Outcome, Verdict
-from shared.domain.retry import Bug, RetryPolicy, killer, tried
-from shared.domain.task import Reason, Stage, Status, Task
-from shared.gathered import Gathered
-from shared.observe.logs import ContextPool, bound
+from shared.database.tasks import Tasks
+from shared.domain.messages import TASK_SUBMIT, Delivery
+from shared.domain.outcome import DeadLetter, Done, Hold, Outcome, Verdict
+from shared.domain.retry import RetryPolicy
+from shared.domain.task import Reason, Stage
+from shared.observe.logs import ContextPool
 from shared.observe.metrics import Metrics
-from shared.pictures import BrokenPicture
-from shared.providers.base import Accepted, Failed, Gone, Job, Prepared, Provider, Repeat, Succeeded, Unclear
+from shared.providers.base import Provider
 from shared.storage import Artifacts
-
-log = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-#: A server that refused a connection gets work again when the poller has seen it answer; until then the row waits.
-_BUSY_SECONDS: Final = 2.0
-#: Answers about the lease that may come too late for a POST; a database that slow is as good as away.
-_LATE_ANSWERS: Final = 5
-#: Between two tries to fetch or store pictures that a synchronous provider has made: nobody can ask it for them again.
-_AGAIN_SECONDS: Final = 2.0
 
 
 class Submit:
@@ -75,20 +44,24 @@ class Submit:
         artifacts: Artifacts,
     ) -> None:
         self._pool = pool
-        self._tasks = tasks
-        # Each thread starts one row; what they write at the same time shares a transaction.
-        self._may_post = Gathered(self._begin_posts, passes=(Outage,))
-        self._record_job = Gathered(self._record_jobs, passes=(Outage,))
         self._slots = slots
         self._providers = providers
         self._calls = calls
         self._lease = lease_seconds
-        self._first_look = first_look_seconds
-        self._retry = retry
-        self._metrics = metrics
-        self._stopping = stopping
-        self._alone = Lock()
-        self._artifacts = artifacts
+        insist = Insist(stopping)
+        ends = Ends(tasks, insist, retry)
+        self._start = Start(
+            pool,
+            tasks,
+            slots,
+            providers,
+            ends=ends,
+            keep=Keep(tasks, artifacts, ends, insist, lease_seconds),
+            insist=insist,
+            lease_seconds=lease_seconds,
+            first_look_seconds=first_look_seconds,
+            metrics=metrics,
+        )
 
     def handle(self, permits: Sequence[Delivery]) -> Sequence[Outcome | Future[Verdict]]:
         """Start as many rows as there are permits and free slots. A redelivered permit walks the same path."""
@@ -98,393 +71,6 @@ class Submit:
         rest: Outcome = Done() if taken.none_left else Hold()
         answers = iter([*started, *(rest for _ in range(len(good) - len(started)))])
         return [next(answers) if permit.type == TASK_SUBMIT else _unknown(permit) for permit in permits]
-
-    def _start(self, task: Task) -> Verdict:
-        with bound(trace_id=task.trace_id, task_id=task.id):
-            try:
-                return self._start_alone(task) if task.taken_over else self._start_once(task)
-            except Outage as error:
-                # Nothing is owed to this permit: the row comes back when its lease is over.
-                log.warning("outage while starting a task", extra={"why": str(error)})
-                return Done()
-
-    def _start_alone(self, task: Task) -> Verdict:
-        """Its last owner may have died of it, so no other such row is begun meanwhile."""
-        with self._alone:
-            if bug := killer(self._insist(lambda: self._tasks.begin_alone(task))):
-                return self._bug(task, bug)
-            verdict = self._start_once(task)
-            self._insist(lambda: self._tasks.survived(task))
-            return verdict
-
-    def _start_once(self, task: Task) -> Verdict:
-        found = tried(lambda before: self._try(task, ask_first=before > 0), self._stopping.wait)
-        return self._bug(task, found) if isinstance(found, Bug) else found
-
-    def _try(self, task: Task, *, ask_first: bool) -> Verdict:
-        provider = self._providers[task.backend or ""]
-        if task.taken_over:
-            self._metrics.count("claims_total", pool=self._pool, result="reclaimed")
-        try:
-            if (task.taken_over or ask_first) and (verdict := self._recovered(task, provider)) is not None:
-                return verdict
-            if not task.may_send:
-                why = f"{task.backend} takes no work now, and never got the job"
-                return self._back_to_pending(task, why, 0.0)
-            return self._send(task, provider)
-        except AccountRefused as error:
-            return self._refused(task, error)
-        except ProviderBusy as error:
-            return self._give_back(task, error)
-        except ProviderRejected as error:
-            return self._fail(task, error.reason, str(error))
-        except InputUnavailable as error:
-            return self._fail(task, Reason.INPUT_UNAVAILABLE, str(error))
-        except InputLater as error:
-            return self._wait_for_input(task, error)
-        except OutcomeUnknown as error:
-            return self._broken(task, provider, error) if error.was_answered else self._doubt(task, provider, error)
-        except ProviderAway as error:
-            return self._doubt(task, provider, error)
-
-    def _send(self, task: Task, provider: Provider) -> Verdict:
-        """Make the one POST, and record what was answered."""
-        with self._may_post.on_the_way():
-            prepared = provider.prepare(Job.of(task))
-            looked = self._begin_post(task, provider, prepared)
-        if looked is None:
-            return self._not_sent(task)
-        with self._record_job.on_the_way():
-            return self._answered(task, provider, self._post(task, provider, prepared, looked))
-
-    def _answered(self, task: Task, provider: Provider, answer: Accepted | Succeeded | Failed) -> Verdict:
-        match answer:
-            case Accepted():
-                return self._record(task, provider, answer)
-            case Succeeded():
-                return self._keep(task, provider, answer)
-            case Failed():
-                return self._ended_badly(task, answer)
-
-    def _recovered(self, task: Task, provider: Provider) -> Verdict | None:
-        """What becomes of a row that may have been sent before; None: sending it makes no second job."""
-        sent = self._insist(lambda: self._tasks.sent(task))
-        found = provider.recover(Job.of(task, sent))
-        match found:
-            case Gone():
-                return None
-            case Accepted():
-                self._metrics.count("duplicates_suppressed_total", point="submit")
-                return self._record(task, provider, found)
-            case Repeat(may_double=may_double):
-                if may_double and task.may_send:
-                    self._possible_double(task, f"sent again: {found.searched}")
-                return self._repeat(task, provider, found.searched)
-            case Unclear(ask_in=float(seconds)):
-                log.warning("no trace of the job yet", extra={"backend": task.backend, "why": found.searched})
-                self._insist(lambda: self._tasks.own_for(task, seconds, looked=True))
-                return Done()
-            case Unclear(resend=True) if not task.may_send:
-                self._insist(lambda: self._tasks.own_for(task, self._lease))
-                return Done()
-            case Unclear(resend=True):
-                self._possible_double(task, f"sent again: {found.searched}")
-                return None
-            case Unclear():
-                return self._fail(task, Reason.OUTCOME_UNKNOWN, found.searched)
-
-    def _repeat(self, task: Task, provider: Provider, searched: str) -> Verdict:
-        """The same POST while the first one may have made a job. Unless its own answer names one the doubt stays, and
-        so does the row: at this attempt, whose key is the only one that may be used again, and in this pool.
-        """
-        wait = self._lease
-        try:
-            if task.may_send:
-                return self._send(task, provider)
-        except (ProviderRejected, InputUnavailable) as error:
-            return self._fail(task, Reason.OUTCOME_UNKNOWN, f"{searched}; sent again: {error}")
-        except AccountRefused as error:
-            self._close(task, error)
-        except ProviderBusy as error:
-            wait = self._keep_away(task, error)
-        except InputLater as error:
-            log.warning("input not there yet", extra={"why": str(error)})
-        self._insist(lambda: self._tasks.own_for(task, wait))
-        return Done()
-
-    def _possible_double(self, task: Task, why: str) -> None:
-        self._metrics.count("possible_double_total", backend=task.backend or "")
-        log.error("possible double", extra={"backend": task.backend, "attempt": task.attempt, "why": why})
-
-    def _post(self, task: Task, provider: Provider, prepared: Prepared, looked: float) -> Accepted | Succeeded | Failed:
-        """What the provider answers. looked -- our clock when the row became ours for one lease"""
-        try:
-            answer = provider.submit(prepared)
-        except ProviderRejected:
-            self._was_answered(task)
-            raise
-        else:
-            self._was_answered(task)
-            return answer
-        finally:
-            if time.monotonic() - looked > self._lease - FRESH_SECONDS:
-                # The POST was still in flight when the lease ended, or we stalled before it: the two cases in which
-                # another owner may have found nothing and sent the job too.
-                self._possible_double(task, "the POST took longer than the lease")
-
-    def _was_answered(self, task: Task) -> None:
-        """The provider looked at an order of this account, and said so."""
-        name = task.backend or ""
-        if task.is_probe and self._insist(lambda: self._slots.reopen(name)):
-            log.info("backend health changed", extra={"backend": name, "health": "up"})
-
-    def _doubt(self, task: Task, provider: Provider, error: ProviderAway | OutcomeUnknown) -> Verdict:
-        """A job may exist. Nobody sends anything before the lease is over and the provider has been asked."""
-        log.warning("provider gave no answer", extra={"backend": task.backend, "why": str(error)})
-        if isinstance(error, OutcomeUnknown) and (error.may_arrive or error.ask_in is not None):
-            seconds = self._lease if error.ask_in is None else error.ask_in
-            self._insist(lambda: self._tasks.own_for(task, seconds, looked=error.may_arrive))
-        match provider.is_alive():
-            case False:
-                self._down(task, error)
-            case None if isinstance(error, OutcomeUnknown):
-                self._silent(task, error)
-        return Done()
-
-    def _silent(self, task: Task, error: OutcomeUnknown) -> None:
-        """Each order sent to a provider that loses its answers may end in doubt, so after a few the others wait."""
-        if self._insist(lambda: self._slots.doubt(task.backend or "", str(error))):
-            log.error("answers are lost: orders wait", extra={"backend": task.backend, "why": str(error)})
-
-    def _broken(self, task: Task, provider: Provider, error: OutcomeUnknown) -> Verdict:
-        """The provider answered with an error of its own. When it has no job either, that used up a try."""
-        try:
-            verdict = self._recovered(task, provider)
-        except ProviderAway as away:
-            return self._doubt(task, provider, away)
-        if verdict is not None:
-            return verdict
-        log.warning("provider is broken", extra={"backend": task.backend, "why": str(error)})
-        charged = task.charged + 1
-        if not self._retry.has_tries_left(charged):
-            return self._fail(task, Reason.ATTEMPTS_EXHAUSTED, f"{charged} attempts: {error}")
-        return self._back_to_pending(task, str(error), self._retry.backoff_seconds(charged), is_broken=True)
-
-    def _begin_posts(self, posts: Sequence[tuple[Task, str]]) -> Sequence[bool]:
-        return self._tasks.may_post(posts, self._lease)
-
-    def _record_jobs(self, accepted: Sequence[tuple[Task, Accepted]]) -> Sequence[Task | None]:
-        return self._tasks.record(accepted, self._first_look)
-
-    def _begin_post(self, task: Task, provider: Provider, prepared: Prepared) -> float | None:
-        """Our clock when the row was ours for one lease, but for FRESH_SECONDS; None when nothing may be sent.
-
-        An answer that was so long on its way that the lease could end during the POST counts for nothing: asked again,
-        a few times. Raises DatabaseAway when it never comes in time; the row is taken over when its lease is over.
-        """
-        for _ in range(_LATE_ANSWERS):
-            looked = time.monotonic()
-            if not self._insist(lambda: self._may_post((task, prepared.body_hash))):
-                return None
-            if time.monotonic() - looked <= self._lease - FRESH_SECONDS - provider.submit_limit_seconds:
-                return looked
-            log.warning("lease answered too late", extra={"backend": task.backend})
-        raise DatabaseAway(f"no answer within {self._lease - provider.submit_limit_seconds:g} s, {_LATE_ANSWERS} times")
-
-    def _record(self, task: Task, provider: Provider, accepted: Accepted) -> Verdict:
-        recorded = self._insist(lambda: self._record_job((task, accepted)))
-        if recorded is not None:
-            log.info("task moved", extra={"from": task.status, "to": recorded.status, "backend": task.backend})
-            return Done(then=[event(recorded, "processing")])
-        now = self._insist(lambda: self._tasks.refresh(task))
-        if now.attempt == task.attempt and now.status in {Status.SUBMITTING, Status.PROCESSING, Status.COMPLETED}:
-            return Done()  # our own commit worked, or the new owner has the same job under the same key
-        return self._undo(now, task, provider, accepted)
-
-    def _undo(self, now: Task, task: Task, provider: Provider, accepted: Accepted) -> Verdict:
-        """Nobody wants the job any more: the row was cancelled, has failed, or is at another attempt."""
-        job = replace(Job.of(task), provider_job_id=accepted.provider_job_id, handle=accepted.handle)
-        try:
-            gone = provider.cancel(job)
-        except ProviderAway as error:
-            log.warning("job left to check", extra={"backend": task.backend, "why": str(error)})
-            gone = False
-        return _settled(now, task) if gone else Done()
-
-    def _keep(self, task: Task, provider: Provider, made: Succeeded) -> Verdict:
-        """A synchronous provider's pictures, stored in the same breath: nobody can ask for them again.
-
-        Tried for one lease, and each try has the row for a whole one: the last of them may take its time.
-        """
-        ends = time.monotonic() + self._lease - MARGIN_SECONDS
-        while True:
-            if not self._insist(lambda: self._tasks.own_for(task, self._lease)):
-                return self._not_sent(task)
-            try:
-                pictures = provider.fetch(Job.of(task), made.outputs)
-                kept = self._stored(task, pictures)
-            except (ProviderAway, StorageAway) as error:
-                log.warning("picture not kept yet", extra={"backend": task.backend, "why": str(error)})
-                if time.monotonic() + _AGAIN_SECONDS > ends:
-                    if isinstance(error, StorageAway):
-                        return self._fail(task, Reason.STORE_FAILED, str(error))
-                    return self._ended_badly(task, Failed(reason=Reason.NO_OUTPUTS, why=str(error), retryable=True))
-                if self._stopping.wait(_AGAIN_SECONDS):
-                    raise
-            except (BrokenPicture, FileNotFoundError) as error:
-                return self._ended_badly(task, Failed(reason=Reason.NO_OUTPUTS, why=str(error), retryable=True))
-            except ProviderRejected as error:  # a picture that we do not take, of a job that was made
-                return self._ended_badly(task, Failed(reason=error.reason, why=str(error), retryable=False))
-            else:
-                return self._complete(task, made, kept)
-
-    def _stored(self, task: Task, pictures: Iterable[BinaryIO]) -> list[Artifact]:
-        kept = []
-        for index, picture in enumerate(pictures):
-            with picture:
-                kept.append(self._artifacts.put(task.id, task.attempt, index, picture))
-        return kept
-
-    def _complete(self, task: Task, made: Succeeded, kept: Sequence[Artifact]) -> Verdict:
-        change = Change(task=task, to=Status.COMPLETED, artifacts=kept, attempt_outcome="completed", cost=made.cost)
-        completed = self._insist(lambda: self._tasks.move([change])).get(task.id)
-        if completed is None:
-            now = self._insist(lambda: self._tasks.refresh(task))
-            if now.status is not Status.COMPLETED:
-                return self._not_sent(task)
-            completed = now  # our own commit worked
-        log.info("task moved", extra={"from": task.status, "to": completed.status, "pictures": len(kept)})
-        then = [event(completed, "completed", list(kept))]
-        return Done(then=then, follow_up_of=[FollowUp(completed.id, completed.version)])
-
-    def _ended_badly(self, task: Task, failed: Failed) -> Verdict:
-        """The provider made a job and the job is known to have failed: another attempt if tries are left."""
-        change = after_failure(
-            task, failed.reason, failed.why, retry=self._retry, retryable=failed.retryable, stage=Stage.SUBMIT
-        )
-        return self._ended(task, change)
-
-    def _refused(self, task: Task, error: AccountRefused) -> Verdict:
-        """No order is at fault: it waits, and so do all others of this account."""
-        self._close(task, error)
-        return self._back_to_pending(task, str(error), 0.0, pool=following(task))
-
-    def _close(self, task: Task, error: AccountRefused) -> None:
-        if self._insist(lambda: self._slots.refuse(task.backend or "", str(error))):
-            log.error("account refused: its orders wait", extra={"backend": task.backend, "why": str(error)})
-
-    def _not_sent(self, task: Task) -> Verdict:
-        """The row moved before anything was sent for it: a cancelled one owes no cancel and gives up its slot now."""
-        now = self._insist(lambda: self._tasks.refresh(task))
-        if now.version == task.version:
-            return self._fail(task, Reason.DEADLINE, "the deadline passed while submitting")
-        log.warning("row moved before its job was made", extra={"attempt": task.attempt, "status": now.status})
-        return _settled(now, task)
-
-    def _give_back(self, task: Task, error: ProviderBusy) -> Verdict:
-        wait = self._keep_away(task, error)
-        return self._back_to_pending(task, str(error), 0.0 if error.is_down else wait)
-
-    def _keep_away(self, task: Task, error: ProviderBusy) -> float:
-        """From a provider that is busy. Seconds that this row waits."""
-        log.warning("provider busy", extra={"backend": task.backend, "why": str(error)})
-        if error.is_down:
-            self._down(task, error)
-        if error.is_too_fast and (limit := self._insist(lambda: self._slots.too_fast(task))) is not None:
-            log.warning("backend gets less at once", extra={"backend": task.backend, "limit": limit})
-        if seconds := error.retry_after_seconds:
-            self._insist(lambda: self._slots.pause(task.backend or "", None, str(error), seconds))
-        return error.retry_after_seconds or random.uniform(0, _BUSY_SECONDS)
-
-    def _wait_for_input(self, task: Task, error: InputLater) -> Verdict:
-        """Not charged, since the provider was not asked; but a picture is asked for only as often as a job would be."""
-        failures = self._insist(lambda: self._tasks.attempts_ended(task, Reason.INPUT_UNAVAILABLE)) + 1
-        if not self._retry.has_tries_left(failures):
-            return self._fail(task, Reason.INPUT_UNAVAILABLE, str(error))
-        backoff = self._retry.backoff_seconds(failures)
-        return self._back_to_pending(task, str(error), backoff, outcome=Reason.INPUT_UNAVAILABLE)
-
-    def _back_to_pending(
-        self,
-        task: Task,
-        why: str,
-        free_in: float,
-        *,
-        outcome: str = "not_created",
-        is_broken: bool = False,
-        pool: str | None = None,
-    ) -> Verdict:
-        """is_broken -- it is the backend's fault: the attempt counts, and the next one goes elsewhere if it can."""
-        change = Change(
-            task=task,
-            to=Status.PENDING,
-            detail=why,
-            free_in=free_in,
-            charge=is_broken,
-            avoid_backend=task.backend if is_broken else None,
-            attempt_outcome=outcome,
-            pool=pool,
-        )
-        return self._ended(task, change)
-
-    def _ended(self, task: Task, change: Change) -> Verdict:
-        """Make the move of a row whose attempt is over; its last word if that is its end."""
-        moved = self._insist(lambda: self._tasks.move([change])).get(task.id)
-        if moved is None:
-            return self._not_sent(task)
-        if moved.status is not Status.FAILED:
-            log.warning("attempt ended", extra={"attempt": task.attempt, "why": change.detail})
-            return Done()
-        log.warning("task failed", extra={"reason": change.reason, "why": change.detail})
-        then: list[Message] = [dead_letter(moved), event(moved, "failed")]
-        return Done(then=then, follow_up_of=[FollowUp(moved.id, moved.version)])
-
-    def _fail(self, task: Task, reason: Reason, why: str, *, cancel_owed: bool = False) -> Verdict:
-        change = Change(
-            task=task,
-            to=Status.FAILED,
-            reason=reason,
-            detail=why,
-            stage=Stage.SUBMIT,
-            charge=True,
-            attempt_outcome=reason,
-            cancel_owed=cancel_owed,
-            due_in=0.0 if cancel_owed else 30.0,
-        )
-        if cancel_owed:
-            self._insist(lambda: self._tasks.move([change]))
-            return Done()  # check does the rest, or whoever moved the row: its due_at sees to it
-        return self._ended(task, or_elsewhere(change, made_a_job=False))
-
-    def _bug(self, task: Task, bug: Bug) -> Verdict:
-        """The row fails, this one alone. A job may exist: the row owes its cancelling before the follow-up is paid."""
-        return self._fail(task, Reason.BUG, bug.trace, cancel_owed=True)
-
-    def _down(self, task: Task, error: DarkroomError) -> None:
-        self._insist(lambda: self._slots.set_health(task.backend or "", "down", str(error), only_from="up"))
-
-    def _insist(self, write: Callable[[], T]) -> T:
-        """Retry the write alone until the database is back or we are told to stop. Nothing else is done twice."""
-        wait = 0.1
-        while True:
-            try:
-                return write()
-            except DatabaseAway as error:
-                log.warning("database away, write held", extra={"why": str(error)})
-                if self._stopping.wait(wait):
-                    raise  # the lease ends, the next owner asks the provider
-                wait = min(2.0, wait * 2)
-
-
-def _settled(now: Task, task: Task) -> Done:
-    """Nothing we made of `task` is at the provider: a row cancelled in our hands owes its event and holds no slot.
-
-    One that was taken over before (more than our one move ago) may have a POST of its new owner under way: its cancel
-    stays owed until that owner, or check at the end of the lease, has seen to it.
-    """
-    if now.status is Status.CANCELLED and now.version == task.version + 1:
-        return Done(then=[event(now, "cancelled")], follow_up_of=[FollowUp(now.id, now.version)])
-    return Done()
 
 
 def _unknown(delivery: Delivery) -> DeadLetter:

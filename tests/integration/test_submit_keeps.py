@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from services.submitter import submit
+from services.submitter import keep
 from shared.domain.errors import ProviderAway, StorageAway
 from shared.domain.task import Status
 from shared.providers.base import Succeeded
@@ -14,7 +14,7 @@ from tests.integration.submit_lab import Lab, names
 
 @pytest.fixture
 def lab(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    monkeypatch.setattr(submit, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(keep, "_AGAIN_SECONDS", 0.01)
     lab = Lab(database_url)
     lab.provider.answer = Succeeded(outputs=[{}])
     yield lab

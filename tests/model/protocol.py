@@ -224,7 +224,7 @@ class Protocol:
     # --- submitters -----------------------------------------------------------------------------------------------
 
     def _take(self, world: World, place: int) -> Iterator[Step[World]]:
-        """Slots.take, and for a row that somebody had before Submit._try: `find` first."""
+        """Slots.take, and for a row that somebody had before Start._try: `find` first."""
         counted = [row.owed for row in world.rows] if self.without != "owed cancels count" else []
         used = sum(row.status in {SUBMITTING, PROCESSING} for row in world.rows) + sum(counted)
         for order, row in enumerate(world.rows):
@@ -246,7 +246,7 @@ class Protocol:
     def _submit(  # noqa: PLR0912 - one table of what a submitter may be doing
         self, world: World, place: int, worker: Worker
     ) -> Iterator[Step[World]]:
-        """Submit._try and what comes of it. In a doubt, flag says that the one repeated POST is used up."""
+        """Start._try and what comes of it. In a doubt, flag says that the one repeated POST is used up."""
         order, attempt = worker.order, worker.attempt
         row = world.rows[order]
 
@@ -275,14 +275,14 @@ class Protocol:
                 elif not worker.flag:
                     yield "ComfyUI._settle: proven absent, once more", True, on("posting", flag=True)
                 else:
-                    yield "Submit._doubt: left to the end of the lease", True, with_submitter(world, place, IDLE)
+                    yield "Start._doubt: left to the end of the lease", True, with_submitter(world, place, IDLE)
             case "silence":
                 if row.jobs[attempt - 1] != GONE:
                     yield "ComfyUI._settle: found", True, on("record")
                 elif self.without == "leaving silence to the lease" and not worker.flag:
                     yield "ComfyUI._settle: not there, once more", True, on("posting", flag=True)
                 else:
-                    yield "Submit._doubt: left to the end of the lease", True, with_submitter(world, place, IDLE)
+                    yield "Start._doubt: left to the end of the lease", True, with_submitter(world, place, IDLE)
             case "record":
                 yield self._record(world, place, worker)
             case "pay":
@@ -291,7 +291,7 @@ class Protocol:
                 yield "Tasks.clear_due", True, with_submitter(self._clear(world, worker), place, IDLE)
 
     def _may_post(self, world: World, place: int, worker: Worker) -> Step[World]:
-        """Tasks.may_post, else Submit._not_sent."""
+        """Tasks.may_post, else Ends.not_sent."""
         row = world.rows[worker.order]
         ready = worker._replace(does="checked")
         if self._applies(worker, row, SUBMITTING) and not row.late:
@@ -302,13 +302,13 @@ class Protocol:
         return "Tasks.may_post: no", True, self._not_sent(world, place, worker)
 
     def _not_sent(self, world: World, place: int, worker: Worker) -> World:
-        """Submit._not_sent: past its deadline, or somebody moved the row."""
+        """Ends.not_sent: past its deadline, or somebody moved the row."""
         if worker.age == 0:
             return self._fail(world, place, worker)
         return self._settled(world, place, worker)
 
     def _settled(self, world: World, place: int, worker: Worker) -> World:
-        """services.submitter.submit._settled: the row was cancelled, and nothing of it is at the provider."""
+        """services.submitter.ends.settled: the row was cancelled, and nothing of it is at the provider."""
         row = world.rows[worker.order]
         alone = worker.age == 1 or self.without == "only the last owner settles"
         if row.status == CANCELLED and row.attempt == worker.attempt and alone:
@@ -316,7 +316,7 @@ class Protocol:
         return with_submitter(world, place, IDLE)
 
     def _fail(self, world: World, place: int, worker: Worker) -> World:
-        """Submit._fail"""
+        """Ends.fail"""
         row = world.rows[worker.order]
         if not self._applies(worker, row, SUBMITTING):
             return self._settled(world, place, worker)
@@ -324,22 +324,22 @@ class Protocol:
         return with_submitter(after, place, worker._replace(does="pay", age=0, flag=False))
 
     def _give_back(self, world: World, place: int, worker: Worker) -> World:
-        """Submit._give_back: provably nothing was created, the attempt is not charged."""
+        """Start._give_back: provably nothing was created, the attempt is not charged."""
         row, world = world.rows[worker.order], world._replace(busy=world.busy - 1)
         if not self._applies(worker, row, SUBMITTING):
             return self._settled(world, place, worker)
         return with_submitter(with_move(world, worker.order, pending_again(row)), place, IDLE)
 
     def _record(self, world: World, place: int, worker: Worker) -> Step[World]:
-        """Submit._record, else Submit._undo."""
+        """Start._record, else Start._undo."""
         order, attempt, row = worker.order, worker.attempt, world.rows[worker.order]
         if self._applies(worker, row, SUBMITTING):
             processing = row._replace(status=PROCESSING, lease=False, due=True)
             return "Tasks.record", True, with_submitter(with_move(world, order, processing), place, IDLE)
         if row.attempt == attempt and row.status in {SUBMITTING, PROCESSING, COMPLETED}:
-            return "Submit._record: the new owner has the same job", True, with_submitter(world, place, IDLE)
+            return "Start._record: the new owner has the same job", True, with_submitter(world, place, IDLE)
         undone = with_job(world, order, attempt, ENDED) if row.jobs[attempt - 1] == LIVE else world
-        return "Submit._undo: cancels the job", True, self._settled(undone, place, worker)
+        return "Start._undo: cancels the job", True, self._settled(undone, place, worker)
 
     # --- pollers --------------------------------------------------------------------------------------------------
 
