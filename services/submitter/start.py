@@ -3,8 +3,9 @@
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from threading import Lock
 from typing import Final
 
@@ -33,7 +34,7 @@ from shared.domain.task import Reason, Status, Task
 from shared.gathered import Gathered
 from shared.observe.logs import bound
 from shared.observe.metrics import Metrics
-from shared.providers.base import Accepted, Failed, Gone, Job, Prepared, Provider, Repeat, Succeeded, Unclear
+from shared.providers.base import Accepted, Failed, Gone, GoOn, Job, Prepared, Provider, Repeat, Succeeded, Unclear
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,6 @@ log = logging.getLogger(__name__)
 _BUSY_SECONDS: Final = 2.0
 #: Answers about the lease that may come too late for a POST; a database that slow is as good as away.
 _LATE_ANSWERS: Final = 5
-
-Answered = Accepted | Succeeded | Failed
 
 
 class Start:
@@ -82,9 +81,35 @@ class Start:
 
     def __call__(self, task: Task) -> Verdict:
         """Start a row that was just taken."""
+        return self._unless_away(task, self._start_alone if task.taken_over else self._start_once)
+
+    def ask(self, task: Task) -> Verdict:
+        """Go on with a row whose POST may have left: what became of it is asked first."""
+        return self._unless_away(task, partial(self._start_once, ask_first=True))
+
+    def go_on(self, task: Task, *, looked: float, rest: GoOn) -> Verdict:
+        """Go on with a row whose POST has ended. looked -- our clock when the row became ours for one lease"""
+        provider = self._providers[task.backend or ""]
+        sent = partial(self._sent, task, provider, rest, looked)
+        return self._unless_away(task, partial(self._start_once, sent=sent))
+
+    def recorded(self, task: Task, now: Task) -> Verdict:
+        """Of a row that was submitting and is processing now."""
+        with bound(trace_id=task.trace_id, task_id=task.id):
+            log.info("task moved", extra={"from": task.status, "to": now.status, "backend": task.backend})
+        return Done(then=[event(now, "processing")])
+
+    def note_a_late_one(self, task: Task, looked: float) -> None:
+        """Count a POST that was still in flight when the lease ended, or that we stalled before: the two cases in which
+        another owner may have found nothing and sent the job too.
+        """
+        if time.monotonic() - looked > self._lease - FRESH_SECONDS:
+            self._possible_double(task, "the POST took longer than the lease")
+
+    def _unless_away(self, task: Task, start: Callable[[Task], Verdict]) -> Verdict:
         with bound(trace_id=task.trace_id, task_id=task.id):
             try:
-                return self._start_alone(task) if task.taken_over else self._start_once(task)
+                return start(task)
             except Outage as error:
                 # Nothing is owed to this permit: the row comes back when its lease is over.
                 log.warning("outage while starting a task", extra={"why": str(error)})
@@ -99,15 +124,20 @@ class Start:
             self._insist(lambda: self._tasks.survived(task))
             return verdict
 
-    def _start_once(self, task: Task) -> Verdict:
-        found = tried(lambda before: self._try(task, ask_first=before > 0), self._insist.stopping.wait)
+    def _start_once(self, task: Task, *, ask_first: bool = False, sent: Callable[[], Verdict] | None = None) -> Verdict:
+        """sent -- what is left to be done of a row whose POST has ended"""
+        found = tried(
+            lambda before: self._try(task, ask_first=ask_first or before > 0, sent=sent), self._insist.stopping.wait
+        )
         return self._ends.bug(task, found) if isinstance(found, Bug) else found
 
-    def _try(self, task: Task, *, ask_first: bool) -> Verdict:
+    def _try(self, task: Task, *, ask_first: bool, sent: Callable[[], Verdict] | None) -> Verdict:
         provider = self._providers[task.backend or ""]
         if task.taken_over:
             self._metrics.count("claims_total", pool=self._pool, result="reclaimed")
         try:
+            if sent is not None and not ask_first:
+                return sent()
             if (task.taken_over or ask_first) and (verdict := self._recovered(task, provider)) is not None:
                 return verdict
             if not task.may_send:
@@ -136,10 +166,13 @@ class Start:
             looked = self._begin_post(task, provider, prepared)
         if looked is None:
             return self._ends.not_sent(task)
-        with self._record_job.on_the_way():
-            return self._answered(task, provider, self._post(task, provider, prepared, looked))
+        return self._sent(task, provider, partial(provider.submit, prepared), looked)
 
-    def _answered(self, task: Task, provider: Provider, answer: Answered) -> Verdict:
+    def _sent(self, task: Task, provider: Provider, submit: GoOn, looked: float) -> Verdict:
+        with self._record_job.on_the_way():
+            return self._answered(task, provider, self._post(task, submit, looked))
+
+    def _answered(self, task: Task, provider: Provider, answer: Accepted | Succeeded | Failed) -> Verdict:
         match answer:
             case Accepted():
                 return self._record(task, provider, answer)
@@ -198,10 +231,10 @@ class Start:
         self._metrics.count("possible_double_total", backend=task.backend or "")
         log.error("possible double", extra={"backend": task.backend, "attempt": task.attempt, "why": why})
 
-    def _post(self, task: Task, provider: Provider, prepared: Prepared, looked: float) -> Answered:
+    def _post(self, task: Task, submit: GoOn, looked: float) -> Accepted | Succeeded | Failed:
         """What the provider answers. looked -- our clock when the row became ours for one lease"""
         try:
-            answer = provider.submit(prepared)
+            answer = submit()
         except ProviderRejected:
             self._was_answered(task)
             raise
@@ -209,10 +242,7 @@ class Start:
             self._was_answered(task)
             return answer
         finally:
-            if time.monotonic() - looked > self._lease - FRESH_SECONDS:
-                # The POST was still in flight when the lease ended, or we stalled before it: the two cases in which
-                # another owner may have found nothing and sent the job too.
-                self._possible_double(task, "the POST took longer than the lease")
+            self.note_a_late_one(task, looked)
 
     def _was_answered(self, task: Task) -> None:
         """The provider looked at an order of this account, and said so."""
@@ -272,8 +302,7 @@ class Start:
     def _record(self, task: Task, provider: Provider, accepted: Accepted) -> Verdict:
         recorded = self._insist(lambda: self._record_job((task, accepted)))
         if recorded is not None:
-            log.info("task moved", extra={"from": task.status, "to": recorded.status, "backend": task.backend})
-            return Done(then=[event(recorded, "processing")])
+            return self.recorded(task, recorded)
         now = self._insist(lambda: self._tasks.refresh(task))
         if now.attempt == task.attempt and now.status in {Status.SUBMITTING, Status.PROCESSING, Status.COMPLETED}:
             return Done()  # our own commit worked, or the new owner has the same job under the same key

@@ -4,13 +4,14 @@ import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Protocol, Self
+from typing import Any, BinaryIO, Protocol, Self, runtime_checkable
 
 from shared.domain.task import Accepted, Cost, Reason, Sent, Task, seed_for
 
 __all__ = [
     "Accepted",
     "Failed",
+    "GoOn",
     "Gone",
     "Job",
     "JobState",
@@ -18,6 +19,7 @@ __all__ = [
     "Provider",
     "Repeat",
     "Running",
+    "SubmitsTogether",
     "Succeeded",
     "Unclear",
 ]
@@ -206,3 +208,21 @@ class Provider(Protocol):
 
     def is_alive(self) -> bool | None:
         """Whether the server answers at all; None: no question short of an order would tell. Never raises."""
+
+
+#: The rest of a `submit` whose POST has ended, to be called once; it answers and raises as `submit` does.
+GoOn = Callable[[], Accepted | Succeeded | Failed]
+
+
+@runtime_checkable
+class SubmitsTogether(Provider, Protocol):
+    """A provider that many POSTs can be sent to from one thread: each costs less than one from a thread of its own."""
+
+    def is_plain(self, job: Job) -> bool:
+        """Whether `prepare` of this job asks nobody, and so takes no time. Pure."""
+
+    def submit_together(self, prepared: Sequence[Prepared]) -> Iterator[list[tuple[int, Accepted | GoOn]]]:
+        """Send the one POST of each, all at once; by place, as they end, what has been accepted, and what takes longer.
+
+        Raises nothing that `submit` raises: that comes from the GoOn.
+        """

@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, BinaryIO, Final, cast
 from urllib.parse import quote
 
@@ -27,7 +28,7 @@ from shared.domain.errors import (
 )
 from shared.domain.task import Reason
 from shared.observe.crash import CrashPoint, crash_point
-from shared.providers.base import Accepted, Gone, Job, JobState, Prepared, Running, Unclear
+from shared.providers.base import Accepted, Gone, GoOn, Job, JobState, Prepared, Running, Unclear
 from shared.providers.comfyui_answers import PromptAccepted, misses_picture, read, refusal
 from shared.providers.comfyui_http import Answer, BadAnswer, NoAnswer, NoConnection, Observe, Server, Silence, Timings
 from shared.providers.comfyui_looks import Looks
@@ -51,7 +52,7 @@ def ignore(operation: str, result: str, seconds: float) -> None:  # the shape of
 
 
 class ComfyUI:
-    """Implements shared.providers.base.Provider."""
+    """Implements shared.providers.base.Provider and SubmitsTogether."""
 
     def __init__(
         self,
@@ -123,10 +124,43 @@ class ComfyUI:
         sent, and in 0 of 150 when it was cut off: after a broken connection what is not there will not come. A 500 does
         not mean that nothing was queued.
         """
-        ends = time.monotonic() + self.submit_limit_seconds - self._timings.settle
+        return self._submit(prepared, self._ends(), partial(self._sent, prepared))
+
+    def is_plain(self, job: Job) -> bool:
+        """Nobody is asked for the pictures of a job that takes none."""
+        workflow = self._workflows.get(job.workflow)
+        return workflow is not None and not workflow.image_inputs
+
+    def submit_together(self, prepared: Sequence[Prepared]) -> Iterator[list[tuple[int, Accepted | GoOn]]]:
+        ends = self._ends()
+        for _ in prepared:
+            crash_point(CrashPoint.POSTING)
+        for ended in self._server.post_each_once("/prompt", "submit", [_canonical(each.body) for each in prepared]):
+            for _ in ended:
+                crash_point(CrashPoint.POSTED)
+            yield [
+                (place, _plainly_accepted(found, prepared[place]) or partial(self._go_on, prepared[place], ends, found))
+                for place, found in ended
+            ]
+
+    def _go_on(self, prepared: Prepared, ends: float, found: Answer | ProviderAway) -> Accepted:
+        """What `submit` does once its first POST has ended."""
+
+        def first() -> Answer:
+            if isinstance(found, ProviderAway):
+                raise found
+            return found
+
+        return self._submit(prepared, ends, first)
+
+    def _ends(self) -> float:
+        return time.monotonic() + self.submit_limit_seconds - self._timings.settle
+
+    def _submit(self, prepared: Prepared, ends: float, first: Callable[[], Answer]) -> Accepted:
+        """first -- the answer to the first POST, or what is raised instead"""
         with self._server.until(ends):
             try:
-                return self._post(prepared)
+                return self._read(prepared, first)
             except _PictureGone as gone:
                 prepared = self._prepare_again(prepared, gone, ends)
             except NoAnswer as lost:
@@ -169,13 +203,21 @@ class ComfyUI:
 
     def _post(self, prepared: Prepared) -> Accepted:
         """One POST /prompt. Raises ProviderBusy, ProviderRejected, _PictureGone; NoAnswer when it may have worked."""
-        key = str(prepared.job.job_key)
+        return self._read(prepared, partial(self._sent, prepared))
+
+    def _sent(self, prepared: Prepared) -> Answer:
         crash_point(CrashPoint.POSTING)
+        answer = self._server.post_once("/prompt", "submit", _canonical(prepared.body))
+        crash_point(CrashPoint.POSTED)
+        return answer
+
+    def _read(self, prepared: Prepared, post: Callable[[], Answer]) -> Accepted:
+        """What the answer to a POST means; raises as `_post` does."""
+        key = str(prepared.job.job_key)
         try:
-            answer = self._server.post_once("/prompt", "submit", _canonical(prepared.body))
+            answer = post()
         except NoConnection as error:
             raise ProviderBusy(str(error), is_down=True) from error
-        crash_point(CrashPoint.POSTED)
         if answer.status == 400 and misses_picture(answer):
             raise _PictureGone(refusal(answer))
         if answer.status in (400, 413):
@@ -384,6 +426,17 @@ def _uploaded_as(answer: Answer) -> tuple[str, str]:
         case {"name": str(name), "subfolder": str(folder)} if name and ".." not in f"{folder}/{name}":
             return name, folder
     raise ProviderBusy("POST /upload/image: not an answer of ComfyUI")
+
+
+def _plainly_accepted(found: Answer | ProviderAway, prepared: Prepared) -> Accepted | None:
+    """None: there is more to be said about this answer."""
+    key = str(prepared.job.job_key)
+    if not isinstance(found, Answer) or found.status != 200:
+        return None
+    match found.body:
+        case {"prompt_id": str(name), **rest} if name == key and rest.get("node_errors", {}) == {}:
+            return Accepted(key)
+    return None
 
 
 def _canonical(body: Mapping[str, Any]) -> bytes:

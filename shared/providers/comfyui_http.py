@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 import urllib3
 
 from shared.domain.errors import ProviderAway
-from shared.providers.curl import Broken, Curl, Head, Limits, NotConnected, Silent
+from shared.providers.curl import Broken, Call, Curl, Head, Limits, NotConnected, Silent
 from shared.providers.retry_after import retry_after_seconds
 
 #: Called once per HTTP call with (operation, result, seconds).
@@ -132,6 +132,30 @@ class Server:
         """
         return self._json("POST", path, operation, read=self._timings.submit_read, body=data, once=True)
 
+    def post_each_once(
+        self, path: str, operation: str, bodies: Sequence[bytes]
+    ) -> Iterator[list[tuple[int, Answer | ProviderAway]]]:
+        """`post_once` of each, all at once: by place what was answered or is raised there, as it comes."""
+        raw = [bytearray() for _ in bodies]
+        calls = [
+            self._what(collected, "POST", path, read=self._timings.submit_read, body=body, once=True)
+            for collected, body in zip(raw, bodies, strict=True)
+        ]
+        began = time.monotonic()
+        for ended in self._curl.together(calls):
+            yield [(place, self._outcome(path, operation, began, found, raw[place])) for place, found in ended]
+
+    def _outcome(
+        self, path: str, operation: str, began: float, found: Head | Exception, raw: bytearray
+    ) -> Answer | ProviderAway:
+        try:
+            with self._call(operation, began) as call, self._translated("POST", path):
+                if isinstance(found, Exception):
+                    raise found
+                return self._answer(found, raw, call)
+        except (NoConnection, NoAnswer) as error:
+            return error
+
     def upload(self, filename: str, content: bytes, fields: Mapping[str, str]) -> Answer:
         """POST /upload/image. The same bytes under the same name are stored once."""
         form: dict[str, str | tuple[str, bytes, str]] = {**fields, "image": (filename, content, "image/png")}
@@ -174,41 +198,47 @@ class Server:
         head = self._file("download", params, self._timings.view_read, write)
         return size if _is_file(head) else None
 
-    def _json(
+    def _json(self, method: str, path: str, operation: str, **how: Any) -> Answer:
+        """how -- see `_what`"""
+        raw = bytearray()
+        with self._call(operation) as call, self._translated(method, path):
+            return self._answer(self._curl.call(self._what(raw, method, path, **how)), raw, call)
+
+    def _what(
         self,
+        raw: bytearray,
         method: str,
         path: str,
-        operation: str,
         *,
         read: float,
         params: Mapping[str, str] | None = None,
         body: bytes | None = None,
         content_type: str = "application/json",
         once: bool = False,
-    ) -> Answer:
-        raw = bytearray()
+    ) -> Call:
+        """Its answer is collected in `raw`."""
 
         def collect(_: Head, piece: bytes) -> None:
             raw.extend(piece)
             if len(raw) > _MAX_JSON_BYTES:
                 raise BadAnswer(f"{method} {path}: more than {_MAX_JSON_BYTES} bytes")
 
-        connect = self._connect_seconds()
-        with self._call(operation) as call, self._translated(method, path):
-            head = self._curl.call(
-                method,
-                self._target(path, params),
-                Limits(connect=connect, total=self._what_is_left(self._timings.connect + read)),
-                collect,
-                headers=[*_HEADERS, f"Content-Type: {content_type}"] if method == "POST" else _HEADERS,
-                body=body,
-                encodings="gzip, deflate",
-                once=once,
-            )
-            decoded = _decoded(bytes(raw))
-            call.result = _result(head.status, is_readable=decoded is not None or not raw)
-            wait = retry_after_seconds(head.headers.get("retry-after"), head.headers.get("date"), datetime.now(UTC))
-            return Answer(head.status, decoded, raw[:500].decode("utf-8", "replace"), wait)
+        return Call(
+            method,
+            self._target(path, params),
+            Limits(connect=self._connect_seconds(), total=self._what_is_left(self._timings.connect + read)),
+            collect,
+            [*_HEADERS, f"Content-Type: {content_type}"] if method == "POST" else _HEADERS,
+            body=body,
+            encodings="gzip, deflate",
+            once=once,
+        )
+
+    def _answer(self, head: Head, raw: bytearray, call: "_Call") -> Answer:
+        decoded = _decoded(bytes(raw))
+        call.result = _result(head.status, is_readable=decoded is not None or not raw)
+        wait = None if head.status == 200 else _retry_after(head)
+        return Answer(head.status, decoded, raw[:500].decode("utf-8", "replace"), wait)
 
     def _file(
         self,
@@ -226,7 +256,7 @@ class Server:
             silence=self._what_is_left(silence),
         )
         with self._call(operation) as call, self._translated("GET", "/view"):
-            head = self._curl.call("GET", self._target("/view", params), limits, take, headers=[*_HEADERS, *headers])
+            head = self._curl.call(Call("GET", self._target("/view", params), limits, take, [*_HEADERS, *headers]))
             call.result = _result(head.status, is_readable=True)
             return head
 
@@ -247,9 +277,9 @@ class Server:
         return min(seconds, left)
 
     @contextmanager
-    def _call(self, operation: str) -> Iterator["_Call"]:
+    def _call(self, operation: str, began: float | None = None) -> Iterator["_Call"]:
         call = _Call()
-        began = time.monotonic()
+        began = time.monotonic() if began is None else began
         try:
             yield call
         except NoConnection:
@@ -284,6 +314,10 @@ class Server:
 @dataclass(slots=True)
 class _Call:
     result: str = "other"
+
+
+def _retry_after(head: Head) -> float | None:
+    return retry_after_seconds(head.headers.get("retry-after"), head.headers.get("date"), datetime.now(UTC))
 
 
 def _is_file(head: Head) -> bool:

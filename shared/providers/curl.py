@@ -11,7 +11,7 @@ import ssl
 import struct
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -32,6 +32,12 @@ _BEFORE_THE_REQUEST: Final = frozenset(
         pycurl.E_UNSUPPORTED_PROTOCOL,
     }
 )
+
+
+#: How long calls that are made together wait for each other's ends, as `shared.gathered` does for writes.
+_PATIENCE_SECONDS: Final = 0.02
+_LOOK_SECONDS: Final = 1.0
+_NAME_SECONDS: Final = 0.01
 
 
 class CurlError(Exception):
@@ -84,38 +90,110 @@ class Limits:
     silence: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call, and who takes what is answered.
+
+    take -- has each piece of the answer's body, decoded; what it raises ends the call
+    once -- on a new connection that is closed afterwards: the request is sent once or not at all, and nothing of it
+            leaves once the call has ended
+    """
+
+    method: str
+    url: str
+    limits: Limits
+    take: Callable[[Head, bytes], None]
+    headers: Sequence[str] = ()
+    body: bytes | None = None
+    encodings: str = "identity"
+    once: bool = False
+
+
 class Curl:
     """Calls from any thread, each on a handle of its own; up to `kept` of them wait with their connections open."""
 
     def __init__(self, kept: int) -> None:
         self._idle: deque[pycurl.Curl] = deque(maxlen=kept)  # a handle that falls out closes its connections
 
-    def call(
-        self,
-        method: str,
-        url: str,
-        limits: Limits,
-        take: Callable[[Head, bytes], None],
-        *,
-        headers: Sequence[str] = (),
-        body: bytes | None = None,
-        encodings: str = "identity",
-        once: bool = False,
-    ) -> Head:
-        """The head of the answer, after `take` had each piece of its body, decoded; what `take` raises ends the call.
+    def call(self, call: Call) -> Head:
+        """The head of the answer, once `take` had all of its body. Raises NotConnected, Silent, Broken."""
+        begun = _Begun(self._handle(), call)
+        try:
+            begun.handle.perform()
+        except pycurl.error as error:
+            raise begun.meaning(int(error.args[0])) from error
+        self._keep(begun.handle)
+        return begun.head
 
-        once -- on a new connection that is closed afterwards: the request is sent once or not at all, and nothing of it
-            leaves once the call has ended
+    def together(self, calls: Sequence[Call]) -> Iterator[list[tuple[int, Head | Exception]]]:
+        """All at once, on this thread: by place what has ended, as heads or as what `call` would raise.
 
-        Raises NotConnected, Silent, Broken.
+        What ends at about the same time comes in one list. For calls that are sent `once`: no connection is kept.
         """
-        handle = self._handle()
-        head, answer = Head(), _Taker(take)
-        for option, value in _options(method, url, limits, body, once=once).items():
+        multi = pycurl.CurlMulti()
+        running: dict[pycurl.Curl, tuple[int, _Begun]] = {}
+        try:
+            for place, call in enumerate(calls):
+                begun = _Begun(self._handle(), call)
+                multi.add_handle(begun.handle)
+                running[begun.handle] = (place, begun)
+            while running:
+                yield [
+                    self._ended(multi, *running.pop(handle), code) for handle, code in _which_end(multi, len(running))
+                ]
+        finally:
+            for handle in running:
+                multi.remove_handle(handle)
+            multi.close()
+
+    def _ended(self, multi: "pycurl.CurlMulti", place: int, begun: "_Begun", code: int) -> tuple[int, Head | Exception]:
+        multi.remove_handle(begun.handle)
+        if code != pycurl.E_OK:
+            return place, begun.meaning(code)
+        self._keep(begun.handle)
+        return place, begun.head
+
+    def _handle(self) -> "pycurl.Curl":
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return pycurl.Curl()
+
+    def _keep(self, handle: "pycurl.Curl") -> None:
+        handle.reset()  # its connections stay; what `take` holds on to, a body of some megabytes, does not
+        self._idle.append(handle)
+
+
+def _which_end(multi: "pycurl.CurlMulti", running: int) -> list[tuple["pycurl.Curl", int]]:
+    """Those that end now, and what ends within the patience after the first of them; with libcurl's code."""
+    found: list[tuple[pycurl.Curl, int]] = []
+    ends = math.inf
+    while True:
+        multi.perform()
+        _, done, failed = multi.info_read(running)
+        found += [(handle, pycurl.E_OK) for handle in done] + [(handle, code) for handle, code, _ in failed]
+        if found and ends == math.inf:
+            ends = time.monotonic() + _PATIENCE_SECONDS
+        left = min(_LOOK_SECONDS, ends - time.monotonic())
+        if len(found) == running or left <= 0:
+            return found
+        if multi.select(left) < 0:  # it waits for something that is no socket, such as a name
+            time.sleep(min(_NAME_SECONDS, left))
+
+
+class _Begun:
+    """A handle that is ready to perform a call."""
+
+    def __init__(self, handle: "pycurl.Curl", call: Call) -> None:
+        self.handle = handle
+        self.head = head = Head()
+        self._answer = answer = _Taker(call.take)
+        limits = call.limits
+        for option, value in _options(call).items():
             handle.setopt(option, value)
-        handle.setopt(pycurl.ACCEPT_ENCODING, encodings)
-        ours = ["Expect:", *(["Connection: close"] if once else [])]  # libcurl would ask before a large body
-        handle.setopt(pycurl.HTTPHEADER, [*headers, *ours])
+        handle.setopt(pycurl.ACCEPT_ENCODING, call.encodings)
+        ours = ["Expect:", *(["Connection: close"] if call.once else [])]  # libcurl would ask before a large body
+        handle.setopt(pycurl.HTTPHEADER, [*call.headers, *ours])
         handle.setopt(pycurl.HEADERFUNCTION, head.take)
         handle.setopt(pycurl.WRITEFUNCTION, lambda piece: answer.take(head, piece))
         if limits.silence is not None:
@@ -123,22 +201,17 @@ class Curl:
             handle.setopt(pycurl.LOW_SPEED_TIME, math.ceil(limits.silence))
             handle.setopt(pycurl.NOPROGRESS, 0)
             handle.setopt(pycurl.XFERINFOFUNCTION, _until_head(answer, time.monotonic() + limits.silence))
-        try:
-            handle.perform()
-        except pycurl.error as error:
-            if answer.error is not None:
-                raise answer.error from None
-            raise _meaning(handle, error) from error
-        else:
-            handle.reset()  # its connections stay; what `take` holds on to, a body of some megabytes, does not
-            self._idle.append(handle)
-            return head
 
-    def _handle(self) -> "pycurl.Curl":
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return pycurl.Curl()
+    def meaning(self, code: int) -> Exception:
+        """What `take` raised, or what libcurl's code says."""
+        if self._answer.error is not None:
+            return self._answer.error
+        text = self.handle.errstr() or f"libcurl error {code}"
+        if code in _BEFORE_THE_REQUEST and self.handle.getinfo(pycurl.REQUEST_SIZE) == 0:
+            return NotConnected(text)
+        if code in (pycurl.E_OPERATION_TIMEDOUT, pycurl.E_ABORTED_BY_CALLBACK):
+            return Silent(text)
+        return Broken(text)
 
 
 @dataclass(slots=True)
@@ -164,24 +237,24 @@ def _until_head(answer: _Taker, ends: float) -> Callable[..., int]:
     return lambda *_: int(not answer.has_begun and time.monotonic() > ends)
 
 
-def _options(method: str, url: str, limits: Limits, body: bytes | None, *, once: bool) -> Mapping[int, Any]:
+def _options(call: Call) -> Mapping[int, Any]:
     options: dict[int, Any] = {
-        pycurl.URL: url,
+        pycurl.URL: call.url,
         pycurl.NOSIGNAL: 1,
         pycurl.PROXY: "",
         pycurl.PROTOCOLS: pycurl.PROTO_HTTP | pycurl.PROTO_HTTPS,
         pycurl.HTTP_VERSION: pycurl.CURL_HTTP_VERSION_1_1,
         pycurl.PATH_AS_IS: 1,
-        pycurl.CONNECTTIMEOUT_MS: max(1, round(1000 * limits.connect)),
-        pycurl.TIMEOUT_MS: max(1, round(1000 * limits.total)),
+        pycurl.CONNECTTIMEOUT_MS: max(1, round(1000 * call.limits.connect)),
+        pycurl.TIMEOUT_MS: max(1, round(1000 * call.limits.total)),
     }
-    if method == "HEAD":
+    if call.method == "HEAD":
         options[pycurl.NOBODY] = 1
-    elif method == "POST":
-        options |= {pycurl.POST: 1, pycurl.POSTFIELDS: body or b""}
-    if once:
+    elif call.method == "POST":
+        options |= {pycurl.POST: 1, pycurl.POSTFIELDS: call.body or b""}
+    if call.once:
         options |= {pycurl.FRESH_CONNECT: 1, pycurl.FORBID_REUSE: 1, pycurl.SOCKOPTFUNCTION: _forget_unsent}
-    if url.lower().startswith("https:"):
+    if call.url.lower().startswith("https:"):
         options |= _trusted()
     return options
 
@@ -204,12 +277,3 @@ def _trusted() -> Mapping[int, str]:
         return {pycurl.CAINFO: certifi.where()}
     found = {pycurl.CAINFO: paths.cafile, pycurl.CAPATH: paths.capath}
     return {option: path for option, path in found.items() if path is not None}
-
-
-def _meaning(handle: "pycurl.Curl", error: "pycurl.error") -> CurlError:
-    code, text = error.args[0], handle.errstr() or f"libcurl error {error.args[0]}"
-    if code in _BEFORE_THE_REQUEST and handle.getinfo(pycurl.REQUEST_SIZE) == 0:
-        return NotConnected(text)
-    if code in (pycurl.E_OPERATION_TIMEDOUT, pycurl.E_ABORTED_BY_CALLBACK):
-        return Silent(text)
-    return Broken(text)
