@@ -1,4 +1,4 @@
-"""The ops service: records dead letters, finishes replays, watches the promises."""
+"""The ops service: records dead letters, carries out replays, watches the promises."""
 
 import logging
 import threading
@@ -8,11 +8,13 @@ from typing import Final
 from services.ops.collector import Collector
 from services.ops.console.serving import Console
 from services.ops.exporter import Exporter
+from services.ops.plans import PlanRunner
 from services.ops.replay import Replayer, confirmed
 from shared.broker.broker import Broker
 from shared.broker.consumer import Subscription
 from shared.broker.topology import dead_queue
 from shared.database.dead_letters import DeadLetters
+from shared.database.plan_steps import PlanSteps
 from shared.database.replays import Replays
 from shared.domain.task import Stage
 from shared.loop import keep_turning
@@ -54,6 +56,8 @@ def main() -> None:
     exporter = Exporter(
         service.engine, service.metrics, pools=service.pools, backends=[backend.name for backend in service.backends]
     )
+    steps = PlanSteps(service.engine, service.actor, settings.default_deadline_seconds)
+    runner = PlanRunner(steps, replayer)
     console = Console.of(service, broker, exporter)
     service.watch(broker)
     server = service.serve_health()
@@ -62,6 +66,9 @@ def main() -> None:
     loops = {
         "replay": lambda beat: keep_turning(
             "replay", partial(_finish, replayer), stopping=service.stopping, beat=beat, metrics=service.metrics
+        ),
+        "plans": lambda beat: keep_turning(
+            "plans", runner.turn, stopping=service.stopping, beat=beat, metrics=service.metrics
         ),
         "export": lambda beat: exporter.run(service.stopping, beat),
     }

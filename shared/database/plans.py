@@ -239,7 +239,7 @@ class Plans:
         if pool is not None and pool not in (pools := list(c.execute(_POOLS).scalars())):
             return Refused(f"no backend serves pool {pool!r}; there are: {', '.join(pools) or 'none'}")
         ids = ids_in(c, chosen, draft.limit) if isinstance(chosen, LetterFilter) else sorted(set(chosen))
-        predictions = predictions_in(c, ids, self._deadline, despite=_despite(draft.force), pool=pool)
+        predictions = predictions_in(c, ids, self._deadline, despite=despite_of(draft.force), pool=pool)
         letters = [p.letter_id for p in predictions]
         if missing := set(ids) - set(letters):
             return Refused(f"no such letter: {', '.join(map(str, sorted(missing)[:10]))}")
@@ -266,7 +266,7 @@ class Plans:
                 return None
             plan = _plan(found)
             ids = list(c.execute(_WAITING, {"id": plan_id}).scalars())
-            despite = _despite(plan.is_forced)
+            despite = despite_of(plan.is_forced)
             predictions = predictions_in(c, ids, self._deadline, despite=despite, pool=plan.pool)
             window = c.execute(_WINDOW, {"ids": ids}).one()
             going = [p.letter_id for p in predictions if p.outcome.goes]
@@ -340,7 +340,8 @@ class Plans:
         return in_transaction(self._engine, work)
 
 
-def _despite(force: bool) -> frozenset[Outcome]:
+def despite_of(force: bool) -> frozenset[Outcome]:
+    """What is not refused when an editor forces it. An active task of the same order is beyond any force."""
     return frozenset({Outcome.SUPERSEDED}) if force else frozenset()
 
 

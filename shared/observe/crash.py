@@ -56,7 +56,7 @@ class CrashPoint(StrEnum):
     LETTER_SENT = "letter_sent"
     LETTER_CONFIRMED = "letter_confirmed"
 
-    # The repository: each stands behind a commit, FOLLOW_UP_CLEARING before one.
+    # The repository: each stands behind a commit, those that end in -ING before one.
     CLAIM_COMMITTED = "claim_committed"
     ROW_TAKEN = "row_taken"
     POST_ALLOWED = "post_allowed"
@@ -73,6 +73,8 @@ class CrashPoint(StrEnum):
     LETTER_RECORDED = "letter_recorded"
     REPLAY_COMMITTED = "replay_committed"
     REPLAY_NOTED = "replay_noted"
+    PLAN_STEPPING = "plan_stepping"
+    PLAN_STEPPED = "plan_stepped"
 
     # The edges of the adapters: provider and artifact store.
     INPUT_UPLOADED = "input_uploaded"

@@ -242,7 +242,7 @@ PROCESSES: Final[tuple[Metric, ...]] = (
         help="Turns of a loop that ended in an exception nobody had planned for; the loop goes on after a pause.",
         question="Does a loop make no progress?",
         services=("poller", "ops"),
-        labels={"loop": ("schedule", "watch", "replay", "export")},
+        labels={"loop": ("schedule", "watch", "replay", "plans", "export")},
     ),
     Metric(
         name="build_info",
