@@ -1,7 +1,6 @@
 """The `dead` commands. Exit status: 0 all well, 1 something refused or found, 2 could not be done."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any, Final
@@ -9,24 +8,27 @@ from typing import Annotated, Any, Final
 import typer
 
 from services.ops.closing import Closed, Closing, close, would_close
+from services.ops.edit_command import edit_letter
 from services.ops.group_commands import group_app, list_groups
 from services.ops.letter_options import All, Chosen, DryRun, Ids, must_name, with_filter
 from services.ops.opened import opened
-from services.ops.replay import Item, Publish, Replayer, Result, confirmed
-from shared.broker.broker import Broker
-from shared.broker.topology import topology
-from shared.config import Settings
+from services.ops.plan_commands import abort, apply, pause, plan, resume, status
+from services.ops.publishing import publishing
+from services.ops.replay import Item, Replayer, Result
 from shared.database.letter_states import Deed
 from shared.database.letters import Letters, Page, StoredLetter
 from shared.database.replays import Prediction, Replays, Way
 from shared.database.slots import Slots
 from shared.domain.letters import LetterState
-from shared.domain.messages import Message
 from shared.terminal import AsJson, ByWhom, Quiet, fail, plain, print_json, printable, settings, table, tell
 
 dead_app = typer.Typer(no_args_is_help=True, help="Dead letters: why orders died, and what is to become of them.")
 dead_app.command("groups")(list_groups)
 dead_app.add_typer(group_app, name="group")
+for _name, _command in (("plan", plan), ("apply", apply), ("status", status), ("pause", pause), ("resume", resume)):
+    dead_app.command(_name)(_command)
+dead_app.command("abort")(abort)
+dead_app.command("edit")(edit_letter)
 
 #: Characters shown of what happened; `show` has all of them.
 _SHORT: Final = 80
@@ -238,24 +240,6 @@ def _close(
         do = would_close if dry_run else partial(close, by_whom=by_whom)
         items = do(letters, deed, numbers, why=why)
     _end_with_items(items, as_json=as_json, dry_run=dry_run)
-
-
-@contextmanager
-def publishing(chosen: Settings, pools: Sequence[str]) -> Iterator[Publish]:
-    """Connects when something is to be published; each call gives up after `confirm_timeout_seconds`."""
-    brokers: list[Broker] = []
-
-    def publish(messages: Sequence[Message]) -> None:
-        if not brokers:
-            brokers.append(Broker(chosen.amqp_urls, topology(pools), name="darkroom dead", metrics=Quiet()))
-            brokers[0].start()
-        confirmed(brokers[0].publish, chosen.confirm_timeout_seconds)(messages)
-
-    try:
-        yield publish
-    finally:
-        for broker in brokers:
-            broker.stop()
 
 
 def _end_with_predictions(ids: Sequence[int], predictions: Sequence[Prediction], *, as_json: bool) -> None:

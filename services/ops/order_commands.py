@@ -8,7 +8,7 @@ import typer
 
 from services.ops import unknown
 from services.ops.closing import Closed
-from services.ops.commands import publishing
+from services.ops.publishing import publishing
 from services.ops.replay import Item, Replayer
 from services.ops.trace import Event, events_of, waterfall
 from shared.database.adopt import JOB_ID, Refused

@@ -16,7 +16,7 @@ from shared.database.actions import note_action
 from shared.database.engine import in_transaction
 from shared.database.plans import PlanState, despite_of
 from shared.database.predictions import Way, predictions_in
-from shared.database.replays import EventOwed, Replay, Rules, replay_in
+from shared.database.rounds import EventOwed, Replay, Rules, replay_in
 from shared.domain.task import Task
 from shared.observe.crash import CrashPoint, crash_point
 

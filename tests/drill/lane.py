@@ -13,7 +13,9 @@ from typing import Any, Final
 from deploy.local import Stack
 from services.ops.audit_command import jobs_found, keys_lost
 from shared.config import load_settings
+from shared.database.adopt import Refused
 from shared.database.engine import connect
+from shared.database.plans import Pace, Plans
 from shared.domain.messages import Order
 from shared.domain.task import Reason, Status
 from tests.drill.matrix import Drill, Victim
@@ -42,6 +44,8 @@ _one_at_a_time: Final = threading.Lock()
 _COPIES: Final = 8
 #: A replay that is so old and not published was left behind by its replayer, see services/ops/replay.py.
 _ABANDONED_SECONDS: Final = 31.0
+#: For orders that name none.
+_DEADLINE_SECONDS: Final = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +175,7 @@ class Progress:
     def run(self) -> None:
         """Raises AssertionError with the first thing that is not as it must be."""
         self._have_healthy()
-        if self._drill.victim is not Victim.COMMAND:
+        if not self._drill.victim.replays:
             self._arm()
         customer = threading.Thread(target=self._cancel_unwanted, daemon=True)
         customer.start()
@@ -183,11 +187,11 @@ class Progress:
 
     def _go_through(self) -> None:
         self._place()
-        if self._drill.victim is not Victim.COMMAND:
+        if not self._drill.victim.replays:
             self._await_death()
         self._await_ends()
-        if self._drill.victim is Victim.COMMAND:
-            self._replay()
+        if self._drill.victim.replays:
+            self._send_round()
         self._stop_armed()
         audit(self._system)
         self._ask_outside()
@@ -227,7 +231,7 @@ class Progress:
         points = [(drill.point, drill.nth)] * _ARMED
         if drill.after is not None:
             points[0] = (drill.after, 1)
-        self._armed = [self._system.add_dying(drill.victim, point, nth) for point, nth in points]
+        self._armed = [self._system.add_dying(drill.victim.service, point, nth) for point, nth in points]
         for worker in self._armed:
             eventually(lambda w=worker: _has_begun(w), within=_DEATH_SECONDS, what=f"{worker.name} begins")
 
@@ -240,7 +244,7 @@ class Progress:
             what=f"somebody reaches {point}",
             every=0.05,
         )
-        self._system.add(self._drill.victim, wait=False)
+        self._system.add(self._drill.victim.service, wait=False)
 
     def _deaths(self) -> list[str]:
         self._died = []
@@ -295,27 +299,45 @@ class Progress:
         except AssertionError as error:
             raise AssertionError(f"{error}; still owed: {owed(self._system)}") from None
 
-    def _replay(self) -> None:
-        """Somebody sends three letters round; the command dies, and the same person gives it again."""
+    def _send_round(self) -> None:
+        """Three letters go round: of an order that may be made now, of one that fails again, and of no order."""
         system, load = self._system, self._workload
         for gpu in system.gpus:
             gpu.heal()
         letters = [system.letters(load.overdue)[0].id, system.letters(load.breaks)[0].id, system.letters()[-1].id]
-        words = ["dead", "replay", *map(str, letters), "--by", "drill"]
-        status, said = system.darkroom(*words, KILL_AT=f"{self._drill.point}:{self._drill.nth}")
-        assert status == -9, f"the command ended with {status}: {said[-300:]}"
-        assert f'"{self._drill.point}"' in said, said[-300:]
-        self._commands_died = 1
-        system.darkroom(*words)  # refuses what the first one did, does the rest
+        if self._drill.victim is Victim.PLANS:
+            self._carry_out(letters)
+        else:
+            self._replay(letters)
         system.sql(
             "update replays set at = at - :s * interval '1 second' where state = 'open' and task_id is null",
             s=_ABANDONED_SECONDS,
         )
         system.await_status("completed", load.breaks, within=_END_SECONDS)
-        unpublished = "select 1 from replays where state = 'open'"
-        eventually(lambda: not system.sql(unpublished), within=_END_SECONDS, what="every replay ends")
+        unfinished = "select 1 from replays where state = 'open' union select 1 from plans where state = 'running'"
+        eventually(lambda: not system.sql(unfinished), within=_END_SECONDS, what="every replay ends")
         self._unreadable = 2
         self._await_ends()
+
+    def _replay(self, letters: list[int]) -> None:
+        """Somebody sends letters round; the command dies, and the same person gives it again."""
+        words = ["dead", "replay", *map(str, letters), "--by", "drill"]
+        status, said = self._system.darkroom(*words, KILL_AT=f"{self._drill.point}:{self._drill.nth}")
+        assert status == -9, f"the command ended with {status}: {said[-300:]}"
+        assert f'"{self._drill.point}"' in said, said[-300:]
+        self._commands_died = 1
+        self._system.darkroom(*words)  # refuses what the first one did, does the rest
+
+    def _carry_out(self, letters: list[int]) -> None:
+        """Somebody applies a plan; those who carry it out die, and another one comes."""
+        for worker in self._system.living(self._drill.victim.service):
+            worker.kill()
+        self._arm()
+        plans = Plans(self._system.engine, _DEADLINE_SECONDS)
+        made = plans.make(letters, "drill", pace=Pace(rate=1000, ramp=(), stop_at=None))
+        assert not isinstance(made, Refused), made
+        plans.apply(made[0].id, "drill")
+        self._await_death()
 
     def _ask_outside(self) -> None:
         """What `darkroom audit --keys` asks of servers and queues."""
@@ -332,10 +354,10 @@ class Progress:
     def _compare(self) -> None:
         """Every order ended as it must, whoever died."""
         ends = dict(self._workload.ends)
-        if self._drill.victim is Victim.COMMAND:
+        if self._drill.victim.replays:
             ends[self._workload.breaks.task_id] = (Status.COMPLETED, None)
         found = {row.id: (row.status, row.reason) for row in self._system.rows(self._workload.orders)}
-        if self._drill.victim is Victim.COMMAND:  # it waits no longer than it did the first time
+        if self._drill.victim.replays:  # it waits no longer than it did the first time
             ends.pop(self._workload.overdue.task_id)
             found.pop(self._workload.overdue.task_id)
         wrong = [f"{found.get(task)}, not {end}" for task, end in ends.items() if found.get(task) != end]

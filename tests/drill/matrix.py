@@ -8,12 +8,23 @@ from shared.observe.crash import CrashPoint
 
 
 class Victim(StrEnum):
-    """The processes that die. Two are armed at once, but of the command one."""
+    """The processes that die. Two are armed at once, but of the command one. PLANS: while ops carries out a plan."""
 
     SUBMITTER = "submitter"
     POLLER = "poller"
     OPS = "ops"
     COMMAND = "dead replay"
+    PLANS = "ops, plans"
+
+    @property
+    def service(self) -> str:
+        """What the process is started as."""
+        return "ops" if self is Victim.PLANS else str(self)
+
+    @property
+    def replays(self) -> bool:
+        """Whether it dies when all orders have ended, while their letters go round."""
+        return self in (Victim.COMMAND, Victim.PLANS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +41,7 @@ class Drill:
         return f"{self.point} in {self.victim}"
 
 
-_S, _P, _O, _C = Victim
+_S, _P, _O, _C, _R = Victim
 _ = CrashPoint
 
 #: What every workload brings several times dies at the second time, with the first one under way.
@@ -92,10 +103,17 @@ MATRIX: Final = (
     Drill(_.COLLECT_DECIDED, _O),
     Drill(_.COLLECT_ACKING, _O),
     Drill(_.COLLECT_ACKED, _O),
-    Drill(_.REPLAY_COMMITTED, _C, 2),
+    Drill(_.REPLAY_COMMITTED, _C),
     Drill(_.PERMIT_SENT, _C),
     Drill(_.PERMIT_CONFIRMED, _C),
     Drill(_.ORDER_SENT, _C),
     Drill(_.ORDER_CONFIRMED, _C),
     Drill(_.REPLAY_NOTED, _C),
+    Drill(_.PLAN_STEPPING, _R),
+    Drill(_.PLAN_STEPPED, _R),
+    Drill(_.PERMIT_SENT, _R),
+    Drill(_.PERMIT_CONFIRMED, _R),
+    Drill(_.ORDER_SENT, _R),
+    Drill(_.ORDER_CONFIRMED, _R),
+    Drill(_.REPLAY_NOTED, _R),
 )
