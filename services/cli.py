@@ -29,6 +29,7 @@ COMMANDS: Final = {
     "workflow": "services.ops.setup_commands:workflow_app",
     "provider": "services.ops.provider_commands:provider_app",
     "doctor": "services.ops.doctor:doctor",
+    "purge": "services.ops.purge_command:purge",
     "migrate": "services.ops.setup_commands:migrate",
 }
 #: PostgreSQL says so when a table or column is not there.

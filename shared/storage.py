@@ -4,9 +4,10 @@ import hashlib
 import io
 import os
 import re
+import shutil
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -125,6 +126,19 @@ class Artifacts:
             finally:
                 with suppress(NotFoundError, FileNotFoundError):
                     obstore.delete(self._store, key)
+
+    def remove(self, task_ids: Iterable[uuid.UUID]) -> None:
+        """Nothing of these tasks is stored any more, whether rows named it or not. Raises StorageAway: do it again."""
+        for task_id in task_ids:
+            with self._away("delete", str(task_id)):
+                if self._folder is not None:
+                    with suppress(FileNotFoundError):
+                        shutil.rmtree(self._folder / str(task_id))
+                    if not self._folder.is_dir():  # a volume that is not mounted keeps what it holds
+                        raise FileNotFoundError(str(self._folder))
+                    continue
+                for found in obstore.list(self._store, f"{task_id}/"):
+                    obstore.delete(self._store, [one["path"] for one in found])
 
     def open(self, key: str) -> BinaryIO:
         """The stored picture as a file. Raises FileNotFoundError, StorageAway."""

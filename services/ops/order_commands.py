@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Final
 
 import typer
@@ -173,12 +174,14 @@ def _reach(actor: str) -> tuple[Tasks, History]:
 
 def _found(rows: Tasks, which: str) -> Task:
     """The task with this id, or else the one this key names. Ends the command when there is neither."""
-    try:
-        by_id = rows.find(uuid.UUID(which))
-    except ValueError:
-        by_id = None
-    task = by_id or rows.find(task_id_for(which))
+    names = [task_id_for(which)]
+    with suppress(ValueError):
+        names.insert(0, uuid.UUID(which))
+    by_id = rows.find(names[0]) if len(names) > 1 else None
+    task = by_id or rows.find(names[-1])
     if task is None:
+        if status := next(filter(None, map(rows.purged, names)), None):
+            raise fail(f"that order is {status}, and it is purged: nothing more is kept of it", _NOT_FOUND)
         raise fail(f"no task has the id or idempotency key {which!r}; an order just placed has none yet", _NOT_FOUND)
     if task.idempotency_key != which and by_id is None:
         tell(f"this key was kept with the task of {printable(task.idempotency_key)}: same order id")

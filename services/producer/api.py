@@ -129,7 +129,9 @@ def create_app(
         responses={
             200: _EVENTS,
             204: {"description": "The order has ended, and the caller has seen that"},
-            **documented("not_claimed_yet", "invalid_request", "database_away", "too_many_streams", "shutting_down"),
+            **documented(
+                "not_claimed_yet", "purged", "invalid_request", "database_away", "too_many_streams", "shutting_down"
+            ),
         },
     )
     _add_offer(app, offer)
@@ -166,7 +168,7 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
         operation_id="listOrders",
         summary="List orders, the newest first",
         response_description="One page",
-        responses=documented("invalid_request", "database_away"),
+        responses=documented("purged", "invalid_request", "database_away"),
     )
     app.add_api_route(
         "/v1/orders/{task_id}",
@@ -175,7 +177,7 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
         operation_id="readOrder",
         summary="What became of an order",
         response_description="The order as it is",
-        responses=documented("not_claimed_yet", "invalid_request", "database_away"),
+        responses=documented("not_claimed_yet", "purged", "invalid_request", "database_away"),
     )
     cancellation = {"application/json": {"schema": Cancellation.model_json_schema()}}
     app.add_api_route(
@@ -191,6 +193,7 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
             "bad_request",
             "forbidden",
             "not_claimed_yet",
+            "purged",
             "too_slow",
             "already_final",
             "too_large",
@@ -204,7 +207,7 @@ def _add_orders(app: FastAPI, orders: Placing, known: Reading) -> None:
 def _add_pictures(app: FastAPI, pictures: Pictures) -> None:
     path = "/v1/orders/{task_id}/artifacts/{index}"
     found = {"description": "The picture", **_PICTURE}
-    missing = ("not_claimed_yet", "no_picture", "invalid_request", "database_away")
+    missing = ("not_claimed_yet", "purged", "no_picture", "invalid_request", "database_away")
     app.add_api_route(
         path,
         pictures.get,

@@ -11,9 +11,9 @@ from fastapi.responses import StreamingResponse
 from services.producer.database_calls import DatabaseCalls
 from services.producer.problem import Refused
 from services.producer.ranges import NotSatisfiable, names, wanted_bytes
-from services.producer.reading import TaskId, not_claimed_yet
+from services.producer.reading import TaskId, missing
 from shared.domain.messages import Artifact
-from shared.domain.task import Task
+from shared.domain.task import Status, Task
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,8 @@ class Tasks(Protocol):
     """The rows. Every method raises DatabaseAway."""
 
     def find(self, task_id: uuid.UUID) -> Task | None: ...
+
+    def purged(self, task_id: uuid.UUID) -> Status | None: ...
 
     def artifacts(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, list[Artifact]]: ...
 
@@ -91,13 +93,13 @@ class Pictures:
     async def _find(self, task_id: uuid.UUID, index: int) -> tuple[Task, Artifact]:
         """Raises Refused."""
 
-        def look() -> tuple[Task | None, list[Artifact]]:
+        def look() -> tuple[Task, list[Artifact]]:
             task = self._tasks.find(task_id)
-            return task, [] if task is None else self._tasks.artifacts([task.id]).get(task.id, [])
+            if task is None:
+                raise missing(self._tasks, task_id)
+            return task, self._tasks.artifacts([task.id]).get(task.id, [])
 
         task, artifacts = await self._calls.run(look)
-        if task is None:
-            raise not_claimed_yet(task_id)
         for artifact in artifacts:
             if artifact.index == index:
                 return task, artifact

@@ -50,6 +50,7 @@ PROBLEMS: Final[dict[str, tuple[HTTPStatus, str]]] = {
     "no_picture": (HTTPStatus.NOT_FOUND, "The order has no such picture"),
     "picture_missing": (HTTPStatus.NOT_FOUND, "The picture is not in the store"),
     "method_not_allowed": (HTTPStatus.METHOD_NOT_ALLOWED, "This address does not take that method"),
+    "purged": (HTTPStatus.GONE, "The order ended long ago and is not kept any more"),
     "too_slow": (HTTPStatus.REQUEST_TIMEOUT, "The body did not arrive in time"),
     "key_reused": (HTTPStatus.CONFLICT, "The idempotency key belongs to an order with another content"),
     "already_final": (HTTPStatus.CONFLICT, "The order has ended and cannot be cancelled"),

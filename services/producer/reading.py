@@ -16,7 +16,7 @@ from services.producer.orders import BadOrder, Mistake, bad_order
 from services.producer.problem import Refused
 from shared.database.listing import Filter, Place
 from shared.domain.messages import Artifact, Key
-from shared.domain.task import Status, Task
+from shared.domain.task import Status, Task, task_id_for
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
@@ -28,6 +28,8 @@ class Tasks(Protocol):
     """The rows. Every method raises DatabaseAway."""
 
     def find(self, task_id: uuid.UUID) -> Task | None: ...
+
+    def purged(self, task_id: uuid.UUID) -> Status | None: ...
 
     def artifacts(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, list[Artifact]]: ...
 
@@ -66,22 +68,28 @@ class Reading:
     async def status(self, task_id: TaskId) -> Response:
         """The row that answers for this id, with its pictures when it is completed."""
 
-        def look() -> OrderStatus | None:
+        def look() -> OrderStatus:
             task = self._tasks.find(task_id)
-            return None if task is None else self._in_full(task)
+            if task is None:
+                raise missing(self._tasks, task_id)
+            return self._in_full(task)
 
-        return _answer(_known(await self._calls.run(look), task_id))
+        return _answer(await self._calls.run(look))
 
     async def page(self, query: Annotated[ListQuery, Query()]) -> Response:
         """Orders, the newest first. No order comes twice, whatever arrives or changes between two pages.
 
-        Without any filter: all orders. `queue_position` is null in a list.
+        Without any filter: all orders. `queue_position` is null in a list. `410` for the key of a purged order.
         """
         wanted = Filter(idempotency_key=query.idempotency_key, order_id=query.order_id, statuses=query.status)
         behind = None if query.cursor is None else _place_of(query.cursor)
 
         def look() -> OrderPage:
             found = self._listing.page(wanted, behind=behind, limit=query.limit + 1)
+            if not found and query.idempotency_key is not None:
+                task_id = task_id_for(query.idempotency_key)
+                if self._tasks.purged(task_id) is not None:
+                    raise missing(self._tasks, task_id)
             shown = found[: query.limit]
             pictures = self._tasks.artifacts([task.id for task in shown])
             return OrderPage(
@@ -99,11 +107,13 @@ class Reading:
         """
         reason = await _reason_in(request)
 
-        def end() -> OrderStatus | None:
+        def end() -> OrderStatus:
             task = self._tasks.cancel(task_id, reason, request.state.caller)
-            return None if task is None else self._in_full(task)
+            if task is None:
+                raise missing(self._tasks, task_id)
+            return self._in_full(task)
 
-        order = _known(await self._calls.run(end), task_id)
+        order = await self._calls.run(end)
         if order.status is not Status.CANCELLED:
             raise Refused("already_final", f"the order is {order.status} already", task_id=order.task_id)
         return _answer(order)
@@ -114,13 +124,17 @@ class Reading:
         return OrderStatus.of(task, pictures, None if ahead is None else ahead + 1)
 
 
-def _known(order: OrderStatus | None, task_id: uuid.UUID) -> OrderStatus:
-    if order is None:
-        raise not_claimed_yet(task_id)
-    return order
+class Tombstones(Protocol):
+    """What is left of purged orders. Raises DatabaseAway."""
+
+    def purged(self, task_id: uuid.UUID) -> Status | None: ...
 
 
-def not_claimed_yet(task_id: uuid.UUID) -> Refused:
+def missing(tombstones: Tombstones, task_id: uuid.UUID) -> Refused:
+    """Why no row has this id: it is purged, or it is not there yet. Raises DatabaseAway."""
+    status = tombstones.purged(task_id)
+    if status is not None:
+        return Refused("purged", f"the order is {status}; its row and its pictures are deleted", task_id=task_id)
     detail = "an order just placed has no row until it is claimed; an order never placed has none either"
     return Refused("not_claimed_yet", detail, task_id=task_id)
 

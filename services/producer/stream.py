@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from services.producer.answers import OrderStatus
 from services.producer.database_calls import DatabaseCalls
 from services.producer.problem import Refused
-from services.producer.reading import TaskId, not_claimed_yet
+from services.producer.reading import TaskId, missing
 from shared.domain.errors import DatabaseAway
 from shared.domain.messages import Artifact
 from shared.domain.task import Status, Task
@@ -39,6 +39,8 @@ class Listing(Protocol):
 
 
 class Tasks(Protocol):
+    def purged(self, task_id: uuid.UUID) -> Status | None: ...
+
     def artifacts(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, list[Artifact]]: ...
 
 
@@ -120,6 +122,10 @@ class Watch:
         if not followed.followers and self._followed.get(followed.task_id) is followed:
             del self._followed[followed.task_id]
 
+    async def missing(self, task_id: uuid.UUID) -> Refused:
+        """Why there is nothing of this order. Raises DatabaseAway."""
+        return await self._calls.run(partial(missing, self._tasks, task_id))
+
     async def _run(self) -> None:
         try:
             while self._followed and not self._is_stopping():
@@ -196,7 +202,7 @@ class Events:
         try:
             first = await followed.newer_than(0, _CLAIM_SECONDS)
             if first is None:
-                raise self._nothing_of(followed)
+                raise await self._nothing_of(followed)
         except BaseException:
             self._watch.leave(followed)
             raise
@@ -206,12 +212,12 @@ class Events:
             return Response(status_code=204)
         return EventStream(_events(followed, had), partial(self._watch.leave, followed))
 
-    def _nothing_of(self, followed: Followed) -> Exception:
+    async def _nothing_of(self, followed: Followed) -> Exception:
         if followed.is_over:
             return Refused("shutting_down", "open the stream again; another process answers")
         if self._watch.is_blind:
             return DatabaseAway("no news")
-        return not_claimed_yet(followed.task_id)
+        return await self._watch.missing(followed.task_id)
 
 
 async def _events(followed: Followed, had: int) -> AsyncIterator[bytes]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from shared.database.claims import Claim, Claimed, ClaimResult
+from shared.database.claims import Claim, Claimed, ClaimResult, Purged
 from shared.database.moves import Change
 from shared.database.tasks import Tasks
 from shared.domain.messages import (
@@ -167,11 +167,11 @@ class Intake:
             # A newer process serves it, and knows what it takes.
         return None
 
-    def _fail_unstartable(self, pairs: Sequence[tuple[_Read | Problem, Claimed | None]]) -> dict[Any, Task]:
+    def _fail_unstartable(self, pairs: Sequence[tuple[_Read | Problem, Claimed | Purged | None]]) -> dict[Any, Task]:
         """pending -> failed for rows that cannot be started: new ones, and those a dying worker left behind."""
         changes = {}
         for read, found in pairs:
-            if not isinstance(read, _Read) or read.problem is None or found is None:
+            if not isinstance(read, _Read) or read.problem is None or not isinstance(found, Claimed):
                 continue
             if found.task.status is Status.PENDING and found.result in {ClaimResult.WON, ClaimResult.DUPLICATE}:
                 changes[found.task.id] = Change(
@@ -184,12 +184,14 @@ class Intake:
         return self._tasks.move(list(changes.values()))
 
     def _outcome(
-        self, delivery: Delivery, read: _Read | Problem, found: Claimed | None, failed: dict[Any, Task]
+        self, delivery: Delivery, read: _Read | Problem, found: Claimed | Purged | None, failed: dict[Any, Task]
     ) -> Outcome:
         if isinstance(read, Problem) or found is None:
             assert isinstance(read, Problem)  # noqa: S101 - only a Problem has no claim
             self._metrics.count("orders_received_total", source="amqp", result="invalid")
             return DeadLetter(reason=read.reason, detail=read.detail, stage=Stage.ORDERS)
+        if isinstance(found, Purged):
+            return self._late_copy(read, found)
         task = found.task
         match found.result:
             case ClaimResult.WON:
@@ -218,6 +220,18 @@ class Intake:
                 key = read.claim.idempotency_key
                 # Every copy says so again: the one that kept the key may have died before its event left.
                 return Done(then=[event(task, "duplicate", duplicate_key=key)])
+
+    def _late_copy(self, read: _Read, found: Purged) -> Outcome:
+        """An order whose key belongs to one that ended so long ago that its row is purged."""
+        if not found.is_same:
+            self._count(read.claim.pool, "conflict", "conflict")
+            detail = (
+                f"task {found.task_id} had this idempotency_key with another content; it is {found.status} and purged"
+            )
+            return DeadLetter(reason=Reason.CONFLICT, detail=detail, stage=Stage.ORDERS)
+        self._count(read.claim.pool, "duplicate", "duplicate")
+        log.info("duplicate order", extra={"task_id": str(found.task_id), "trace_id": read.claim.trace_id})
+        return Done()
 
     def _permits(self, pool: str) -> list[Message]:
         """None for a pool only others serve: its queue may not be there yet, and their scheduler makes one."""

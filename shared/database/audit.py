@@ -51,7 +51,9 @@ PROMISES: Final[Mapping[Check, str]] = {
     Check.LEGAL_MOVES: "the database allows exactly the moves that the code knows",
     Check.DOUBLE_JOB: "no backend that answers or lists its jobs has one of ours twice, or one made for another",
     Check.STRAY_JOB: "nothing runs there for an attempt that is over, unless its cancel is still owed",
-    Check.UNACCOUNTED: "every given key has a task, is kept as a duplicate, has a dead letter or waits in a queue",
+    Check.UNACCOUNTED: (
+        "every given key has a task, is kept as a duplicate, is purged, has a dead letter or waits in a queue"
+    ),
 }
 
 

@@ -13,6 +13,9 @@ group by t.idempotency_key having count(*) > 1
 union all
 select t.idempotency_key, 'the key has task ' || t.id || ' and is also kept as a duplicate of ' || d.task_id
 from tasks t join duplicate_keys d on d.idempotency_key = t.idempotency_key where {recent}
+union all
+select t.idempotency_key, 'the key has task ' || t.id || ' although its order was purged at ' || p.purged_at
+from tasks t join purged_keys p on p.idempotency_key = t.idempotency_key where {recent}
 """
 
 DUPLICATE_ORDER: Final = """
@@ -162,6 +165,7 @@ UNACCOUNTED: Final = """
 select k.key from unnest(cast(:keys as text[])) as k(key)
 where not exists (select 1 from tasks t where t.idempotency_key = k.key)
     and not exists (select 1 from duplicate_keys d where d.idempotency_key = k.key)
+    and not exists (select 1 from purged_keys p where p.idempotency_key = k.key)
     and not exists (
         select 1 from dead_letters l where l.task_id is null and position(to_json(k.key)::text in l.body) > 0)
 """

@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from shared.database.engine import in_transaction
 from shared.database.rows import PRIORITIES, TASK, task_of
-from shared.domain.task import Priority, Task, task_id_for
+from shared.domain.task import Priority, Status, Task, task_id_for
 
 
 class ClaimResult(StrEnum):
@@ -45,10 +45,19 @@ class Claimed:
     is_new: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Purged:
+    """The key's order ended long ago, and its row is gone. is_same -- this is that very order once more"""
+
+    task_id: uuid.UUID
+    status: Status
+    is_same: bool
+
+
 #: Copies of one order_id are claimed one after the other: otherwise one copy could become a task and another
 #: be kept as a duplicate of the task that ended in between. And those of one key: otherwise one could be kept as a
 #: duplicate while another, whose order_id is free, becomes a task. All in one order, so batches cannot deadlock.
-_LOCK_NAMES: Final = sa.text("""
+LOCK_NAMES: Final = sa.text("""
 select pg_advisory_xact_lock(s.lock) from (
     select hashtextextended(o, 722) as lock from unnest(cast(:order_ids as text[])) o
     union select hashtextextended(k, 723) from unnest(cast(:keys as text[])) k
@@ -65,6 +74,7 @@ from unnest(cast(:ids as uuid[]), cast(:keys as text[]), cast(:order_ids as text
             cast(:deadlines as float8[]), cast(:traces as text[]))
     as v(id, key, order_id, fingerprint, pool, priority, body, deadline, trace_id)
 where not exists (select 1 from duplicate_keys d where d.idempotency_key = v.key)
+    and not exists (select 1 from purged_keys p where p.idempotency_key = v.key)
 on conflict do nothing
 returning {TASK}
 """)
@@ -88,6 +98,10 @@ select * from unnest(cast(:keys as text[]), cast(:task_ids as uuid[]), cast(:own
 on conflict do nothing returning idempotency_key
 """)
 
+_PURGED: Final = sa.text(
+    "select idempotency_key, task_id, fingerprint, status from purged_keys where idempotency_key = any(:keys)"
+)
+
 #: Between two tries an active task can only end, so a second round nearly always finds a place.
 _ROUNDS: Final = 5
 
@@ -96,11 +110,11 @@ _ROUNDS: Final = 5
 class _Held:
     """Who holds a key. fingerprint -- of the order that came with the key, which need not be the task's own."""
 
-    claimed: Claimed
+    claimed: Claimed | Purged
     fingerprint: str
 
 
-def claim(engine: sa.Engine, claims: Sequence[Claim], actor: str) -> list[Claimed]:
+def claim(engine: sa.Engine, claims: Sequence[Claim], actor: str) -> list[Claimed | Purged]:
     """Claim a batch in one transaction per round; of several with one key or one order_id the first one in it wins."""
     first_of: dict[str, int] = {}
     for place, wanted in enumerate(claims):
@@ -128,10 +142,12 @@ def _in_lock_order(claims: Sequence[Claim]) -> list[Claim]:
     return sorted(claims, key=lambda c: "" if c.order_id is not None else c.idempotency_key)
 
 
-def _answer(claim: Claim, held: _Held, *, is_first: bool) -> Claimed:
+def _answer(claim: Claim, held: _Held, *, is_first: bool) -> Claimed | Purged:
     found = held.claimed
     if is_first:
         return found
+    if isinstance(found, Purged):
+        return replace(found, is_same=claim.fingerprint == held.fingerprint)
     if claim.fingerprint != held.fingerprint:
         return Claimed(ClaimResult.CONFLICT, found.task, is_new=False)
     is_kept = claim.idempotency_key != found.task.idempotency_key
@@ -140,7 +156,7 @@ def _answer(claim: Claim, held: _Held, *, is_first: bool) -> Claimed:
 
 def _claim(connection: sa.Connection, claims: Sequence[Claim], actor: str) -> dict[str, _Held]:
     order_ids = [c.order_id for c in claims if c.order_id is not None]
-    connection.execute(_LOCK_NAMES, {"order_ids": order_ids, "keys": [c.idempotency_key for c in claims]})
+    connection.execute(LOCK_NAMES, {"order_ids": order_ids, "keys": [c.idempotency_key for c in claims]})
     rows = connection.execute(_INSERT, _columns(claims, actor)).all()
     held = {r.idempotency_key: _Held(Claimed(ClaimResult.WON, task_of(r), is_new=True), r.fingerprint) for r in rows}
     # Statements of their own on purpose: they see the rows that made the insert step aside.
@@ -155,6 +171,11 @@ def _claim(connection: sa.Connection, claims: Sequence[Claim], actor: str) -> di
             same = row.kept_fingerprint == waiting.pop(row.kept_key).fingerprint
             result = ClaimResult.ACTIVE_ORDER if same else ClaimResult.CONFLICT
             held[row.kept_key] = _Held(Claimed(result, task_of(row), is_new=False), row.kept_fingerprint)
+    if waiting:
+        for row in connection.execute(_PURGED, {"keys": list(waiting)}):
+            same = row.fingerprint == waiting.pop(row.idempotency_key).fingerprint
+            purged = Purged(row.task_id, Status(row.status), is_same=same)
+            held[row.idempotency_key] = _Held(purged, row.fingerprint)
     return held | _keep(connection, list(waiting.values()))
 
 

@@ -105,6 +105,9 @@ select w.id as asked, t.id as task_id, t.status, t.attempt, t.reason, t.detail,
 from unnest(cast(:ids as uuid[])) as w(id)
 left join duplicate_keys d on d.own_task_id = w.id
 join tasks t on t.id = coalesce(d.task_id, w.id)
+union all
+select p.task_id, p.task_id, p.status, 0, null, 'it ended long ago and is purged', p.fingerprint
+from purged_keys p where p.task_id = any(cast(:ids as uuid[]))
 """)
 
 _OF_ORDER: Final = sa.text(f"select {TASK} from tasks t where t.order_id = :order_id order by t.created_at desc")

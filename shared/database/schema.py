@@ -141,6 +141,20 @@ duplicate_keys: Final = sa.Table(
 )
 sa.Index("duplicate_keys_task", duplicate_keys.c.task_id)
 
+purged_keys: Final = sa.Table(
+    "purged_keys",
+    metadata,
+    _column("idempotency_key", sa.Text, key=True),
+    _column("task_id", sa.Uuid, unique=True),
+    _column("fingerprint", sa.Text),
+    _column("status", sa.Text, sa.CheckConstraint(_FINAL)),
+    _column("finished_at", _MOMENT),
+    _column("purged_at", _MOMENT),
+)
+sa.Index("purged_keys_at", purged_keys.c.purged_at)
+
+purged_pictures: Final = sa.Table("purged_pictures", metadata, _column("task_id", sa.Uuid, key=True))
+
 legal_moves: Final = sa.Table(
     "legal_moves", metadata, _column("from_status", sa.Text, key=True), _column("to_status", sa.Text, key=True)
 )
@@ -338,6 +352,7 @@ plan_items: Final = sa.Table(
     sa.CheckConstraint("(state = 'ended') = (result is not null)"),
     sa.CheckConstraint("state = 'waiting' or result = 'refused' or replay_id is not null"),
 )
+sa.Index("plan_items_letter", plan_items.c.dead_letter_id)
 sa.Index("plan_items_replay", plan_items.c.replay_id, unique=True, postgresql_where=sa.text("replay_id is not null"))
 sa.Index("plan_items_waiting", plan_items.c.plan_id, plan_items.c.place, postgresql_where=sa.text("state = 'waiting'"))
 sa.Index("plan_items_ended", plan_items.c.plan_id, plan_items.c.ended_at, postgresql_where=sa.text("state = 'ended'"))
@@ -352,6 +367,7 @@ task_revisions: Final = sa.Table(
     _column("replay_id", sa.BigInteger, sa.ForeignKey("replays.id", ondelete="CASCADE")),
     _column("diff", JSONB),
 )
+sa.Index("task_revisions_replay", task_revisions.c.replay_id)
 
 operator_actions: Final = sa.Table(
     "operator_actions",

@@ -7,7 +7,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from shared.database.actions import note_action
-from shared.database.claims import Claim, Claimed, claim
+from shared.database.claims import Claim, Claimed, Purged, claim
 from shared.database.engine import in_transaction
 from shared.database.measured import Counter, count_forbidden, count_moves, timed
 from shared.database.moves import LOCK_IN_ORDER, Change, move_in
@@ -26,6 +26,7 @@ _FIND: Final = sa.text(
     " or t.id = (select d.task_id from duplicate_keys d where d.own_task_id = :id)"
 )
 
+_PURGED: Final = sa.text("select status from purged_keys where task_id = :id")
 _KEPT_FINGERPRINT: Final = sa.text("select d.fingerprint from duplicate_keys d where d.own_task_id = :id")
 
 #: Who still owns the row owns it for nearly a whole lease from here on, so looking and preparing never eat up the time
@@ -170,7 +171,7 @@ class Tasks:
         self._actor = actor
         self._metrics = metrics
 
-    def claim(self, claims: Sequence[Claim]) -> list[Claimed]:
+    def claim(self, claims: Sequence[Claim]) -> list[Claimed | Purged]:
         """One answer per claim, in order. Raises DatabaseAway: claim again, the outcome is the same."""
         if not claims:
             return []
@@ -192,6 +193,11 @@ class Tasks:
             self._engine,
             lambda connection: next((task_of(row) for row in connection.execute(_FIND, {"id": task_id})), None),
         )
+
+    def purged(self, task_id: uuid.UUID) -> Status | None:
+        """How the order of this id ended, where its row is purged; None where it is not, or nobody knows any more."""
+        status = in_transaction(self._engine, lambda c: c.execute(_PURGED, {"id": task_id}).scalar_one_or_none())
+        return None if status is None else Status(status)
 
     def kept_fingerprint(self, task_id: uuid.UUID) -> str | None:
         """The fingerprint of the order that named this id, where its key made no task and was kept with another's."""

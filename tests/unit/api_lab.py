@@ -69,11 +69,15 @@ class SlowRows:
         self.outage: Callable[[], None] = lambda: None
         self.cancelled: list[tuple[uuid.UUID, str | None, str | None]] = []
         self.looks: list[dict[uuid.UUID, int]] = []
+        self.tombstones: dict[uuid.UUID, Status] = {}
 
     def find(self, task_id: uuid.UUID) -> Task | None:
         time.sleep(0.01)
         self.outage()
         return self.kept[task_id][0] if task_id in self.kept else self.rows.get(task_id)
+
+    def purged(self, task_id: uuid.UUID) -> Status | None:
+        return self.tombstones.get(task_id)
 
     def kept_fingerprint(self, task_id: uuid.UUID) -> str | None:
         return self.kept[task_id][1]

@@ -9,7 +9,7 @@ import pytest
 from services.producer.auth import is_loopback
 from shared.domain.errors import DatabaseAway
 from shared.domain.messages import Artifact, Order
-from shared.domain.task import Status
+from shared.domain.task import Status, task_id_for
 from tests.unit.api_lab import NOW, RED, Api, SlowRows, a_task, problem_of
 
 
@@ -59,6 +59,22 @@ def test_a_row_whose_order_could_not_be_read_still_has_a_status(api: Api) -> Non
 
 def test_before_the_row_exists_the_status_is_404_not_claimed_yet(api: Api) -> None:
     problem_of(api.ask("GET", f"/v1/orders/{uuid.uuid4()}"), 404, "not_claimed_yet")
+
+
+@pytest.mark.parametrize(
+    ("method", "address"),
+    [
+        ("GET", "/v1/orders/{id}"),
+        ("POST", "/v1/orders/{id}/cancel"),
+        ("GET", "/v1/orders/{id}/artifacts/0"),
+        ("GET", "/v1/orders?idempotency_key=k-9"),
+    ],
+)
+def test_an_order_that_is_purged_is_gone_and_not_unknown(api: Api, method: str, address: str) -> None:
+    api.rows.rows.clear()
+    api.rows.tombstones[task_id_for("k-9")] = Status.COMPLETED
+    problem = problem_of(api.ask(method, address.format(id=task_id_for("k-9"))), 410, "purged")
+    assert problem["task_id"] == str(task_id_for("k-9"))
 
 
 def test_a_status_without_a_database_is_503(api: Api) -> None:

@@ -30,6 +30,9 @@ class FollowedRows:
             raise self.error
         return {id_: self.rows[id_] for id_ in seen if id_ in self.rows and self.rows[id_].version > seen[id_]}
 
+    def purged(self, task_id: uuid.UUID) -> None:
+        return None
+
     def artifacts(self, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, list[Artifact]]:
         return {}
 
