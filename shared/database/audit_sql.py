@@ -4,7 +4,8 @@ from typing import Final
 
 #: Where a check says {recent}, one of these goes: two texts, because an OR would make the planner read all rows.
 ALL: Final = "true"
-RECENT: Final = "t.id in (select r.task_id from task_moves r where r.at > now() - :since * interval '1 second')"
+RECENT: Final = """t.id in (select r.task_id from task_moves r where r.at > now() - :since * interval '1 second'
+    union all select unnest(cast(:also as uuid[])))"""
 
 DUPLICATE_TASK: Final = """
 select t.idempotency_key as subject, count(*) || ' tasks have this key' as detail from tasks t

@@ -366,10 +366,29 @@ def test_the_gauge_shows_each_check_and_nothing_while_the_database_cannot_be_ask
     values = {check: lab.metrics.value("invariant_violations", check=check) for check in INVARIANTS}
     assert values == {check: float(check == Check.OVER_CAPACITY) for check in INVARIANTS}
     lab.sql("alter table backends rename to elsewhere")
-    for _ in range(50):  # each question took a minute, by this clock
+    for _ in range(150):  # each question took minutes, by this clock
         exporter.turn()
     sample = lab.metrics.registry.get_sample_value("darkroom_invariant_violations", {"check": "over_capacity"})
     assert sample is None
+
+
+def test_the_gauge_shows_what_is_broken_until_it_is_mended_however_long_ago_it_broke(lab):
+    minutes = itertools.count(0.0, 1.0)
+    exporter = Exporter(lab.engine, lab.metrics, pools=[], backends=["gpu-1"], clock=lambda: next(minutes))
+    task = lab.processing()
+    broken = "update tasks set version = version + 1 where id = :id"
+    without_triggers(lab, broken, id=task.id)
+    shown = []
+    for statement in (
+        "update task_moves set at = at - interval '20 minutes' where task_id = :id",
+        "update task_moves set at = at - interval '1 day' where task_id = :id",
+        "update tasks set version = version - 1 where id = :id",
+    ):
+        without_triggers(lab, statement, id=task.id)
+        for _ in range(50):
+            exporter.turn()
+        shown.append(lab.metrics.value("invariant_violations", check=Check.BAD_HISTORY))
+    assert shown == [1, 1, 0]
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
