@@ -1,25 +1,19 @@
-"""A private Prometheus that has scraped the story, to be asked what the dashboards ask."""
+"""A private Prometheus that has scraped an afternoon, to be asked what the dashboards ask."""
 
-import signal
-import subprocess
-import time
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import requests
 
-from deploy.grafana.story import BEGIN, END, STEP_SECONDS, Story, at_this_moment
-from deploy.local.install import prometheus
-from deploy.local.ports import LOOPBACK, free_port
-from deploy.local.problem import StackProblem
-from deploy.local.process import Process, launch
 from deploy.prometheus import without_rules
+from deploy.prometheus.story.blocks import served
+from deploy.prometheus.story.world import AFTERNOON, AFTERNOON_MINUTES, AFTERNOON_STEP_SECONDS, BEGIN, World
 
-_START_SECONDS: Final = 30
+_RATE_SECONDS: Final = 4 * AFTERNOON_STEP_SECONDS
+_END: Final = BEGIN + AFTERNOON_MINUTES * 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +34,9 @@ class Asked:
         """In the order of their labels; without NaN. Raises requests.HTTPError for a query that is refused."""
         text = without_rules(at_this_moment(query))
         if instant:
-            found = self._get("query", query=text, time=END)
+            found = self._get("query", query=text, time=_END)
         else:
-            found = self._get("query_range", query=text, start=BEGIN + 600, end=END, step=STEP_SECONDS)
+            found = self._get("query_range", query=text, start=BEGIN + 600, end=_END, step=AFTERNOON_STEP_SECONDS)
         series = [
             Series(one["metric"], [(at, float(v)) for at, v in one.get("values", [one.get("value")]) if v != "NaN"])
             for one in found
@@ -57,52 +51,11 @@ class Asked:
 
 @contextmanager
 def scraped() -> Iterator[Asked]:
-    """Writes the story into blocks and serves them on loopback meanwhile. Raises StackProblem."""
-    program = prometheus(print)
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "story").write_text(Story().text(), encoding="utf-8")
-        subprocess.run(
-            [
-                program.with_name("promtool"),
-                "tsdb",
-                "create-blocks-from",
-                "openmetrics",
-                "-q",
-                folder / "story",
-                folder / "data",
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-        (folder / "prometheus.yml").write_text("", encoding="utf-8")
-        address = f"{LOOPBACK}:{free_port()}"
-        server = launch(
-            [
-                program,
-                f"--config.file={folder / 'prometheus.yml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                "--storage.tsdb.retention.time=100y",
-                f"--web.listen-address={address}",
-            ],
-            environment={"PATH": "/usr/bin:/bin"},
-            folder=folder,
-            output=folder / "log",
-        )
-        try:
-            _wait_until_ready(server, f"http://{address}", folder / "log")
-            yield Asked(f"http://{address}")
-        finally:
-            server.stop((signal.SIGTERM, 10), (signal.SIGKILL, 5))
+    """Writes the afternoon into blocks and serves them on loopback meanwhile. Raises StackProblem."""
+    with served(World(AFTERNOON, AFTERNOON_MINUTES, AFTERNOON_STEP_SECONDS).text()) as url:
+        yield Asked(url)
 
 
-def _wait_until_ready(server: Process, url: str, log: Path) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while server.is_alive and time.monotonic() < deadline:
-        try:
-            if requests.get(f"{url}/-/ready", timeout=5).status_code == 200:
-                return
-        except requests.ConnectionError:
-            pass
-        time.sleep(0.1)
-    raise StackProblem(f"Prometheus does not start: {log.read_text(encoding='utf-8')[-2000:]}")
+def at_this_moment(query: str) -> str:
+    """The query as the browser sends it for everything, at the story's pace of scrapes. Pure."""
+    return re.sub(r"\$(job|instance|backend)\b", ".*", query.replace("$__rate_interval", f"{_RATE_SECONDS}s"))

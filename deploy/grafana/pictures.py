@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from deploy.grafana.asked import Asked, Series
 from deploy.grafana.panels import Json
-from deploy.grafana.story import BEGIN
+from deploy.prometheus.story.world import BEGIN
 
 _COLUMN, _ROW = 0.62, 0.34  # inches of one cell of the grid
 _DPI: Final = 80

@@ -1,0 +1,1 @@
+"""What Prometheus would have scraped of hours that never were, as blocks that a real Prometheus serves."""
