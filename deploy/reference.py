@@ -31,7 +31,7 @@ could measure.
 | an outbox and its age | there is none: what a row still owes is in the row (`tasks_overdue{bound="follow_up"}`) |
 | rows rescued by a reaper | there is none: others take over what is left (`claims_total{result="reclaimed"}`) |
 | messages requeued | a worker never nacks; what comes back is `message_redeliveries_total` |
-| pictures stored, missing | `artifact_bytes` counts what is kept; a lost one is a retry or a letter, `no_outputs` |
+| pictures stored, missing | `artifact_bytes` counts what is kept; the rest has `reason="no_outputs"` |
 | a circuit breaker | a backend's state in the table is one for all workers (`backend_up`, `pool_backends`) |
 | slots of one worker | they belong to a backend, counted from rows; who lacks them says `backend_wait_seconds` |
 | replays as a counter | commands end before a scrape; the rows are there (`dead_letter_replays`) |

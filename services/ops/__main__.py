@@ -5,6 +5,7 @@ import threading
 from functools import partial
 from typing import Final
 
+from services.ops.canary import CanaryOrders
 from services.ops.collector import Collector
 from services.ops.console.serving import Console
 from services.ops.exporter import Exporter
@@ -14,11 +15,14 @@ from shared.broker.broker import Broker
 from shared.broker.consumer import Subscription
 from shared.broker.topology import dead_queue
 from shared.database.dead_letters import DeadLetters
+from shared.database.leader import Leader
 from shared.database.plan_steps import PlanSteps
 from shared.database.replays import Replays
+from shared.domain.canary_order import CANARY_POOL
 from shared.domain.task import Stage
 from shared.loop import keep_turning
 from shared.service import run, start
+from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +76,19 @@ def main() -> None:
         ),
         "export": lambda beat: exporter.run(service.stopping, beat),
     }
+    leader = Leader(service.engine)
+    if CANARY_POOL in service.pools:
+        canary = CanaryOrders(
+            service.engine,
+            service.tasks,
+            Artifacts(settings.artifacts_url),
+            publish=confirmed(broker.publish, settings.confirm_timeout_seconds),
+            leads=partial(leader.leads, "canary order"),
+            metrics=service.metrics,
+        )
+        loops["canary"] = lambda beat: keep_turning(
+            "canary", canary.turn, stopping=service.stopping, beat=beat, metrics=service.metrics
+        )
     threads = []
     for name, loop in loops.items():
 
@@ -88,6 +105,7 @@ def main() -> None:
         log.warning("work left unfinished; it comes back by itself")
     for thread in threads:
         thread.join(2.0)
+    leader.close()
     if server is not None:
         server.close()
 

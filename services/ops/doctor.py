@@ -16,6 +16,7 @@ from shared.broker.topology import ORDERS_QUEUE, check_queue, dead_queue, submit
 from shared.config import Settings
 from shared.database.examine import DatabaseLook
 from shared.domain import fit
+from shared.domain.canary_order import CANARY_POOL
 from shared.domain.errors import StorageAway
 from shared.domain.finding import Finding, Verdict
 from shared.domain.task import Stage
@@ -123,6 +124,8 @@ def _files(
 
 
 def _look_at(backend: BackendConfig, tables: Mapping[str, Table], workflows: Workflows) -> Look:
+    if backend.adapter == CANARY_POOL:
+        return lambda: [Finding(f"backend {backend.name}", Verdict.OK, "an order every minute")]
     if backend.provider is None:
         return partial(examine_comfyui, backend.name, backend.url, workflows)
     return partial(examine_api, backend.name, tables[backend.provider], os.environ)
@@ -152,7 +155,7 @@ def _fit(
     yield from fit.ack_timeout_findings(given.hold_seconds, servers | accounts)
     yield from fit.drain_findings(given.drain_seconds)
     slots: dict[str, int] = defaultdict(int)
-    for backend in backends:
+    for backend in (b for b in backends if b.adapter != CANARY_POOL):
         slots[backend.pool] += backend.capacity
     for pool, count in sorted(slots.items()):
         prefetch = given.prefetch_comfyui if pool == "comfyui" else given.prefetch_api

@@ -7,6 +7,7 @@ from typing import Any, Final, Self
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
 
+from shared.domain.canary_order import CANARY_POOL
 from shared.domain.errors import DarkroomError
 from shared.domain.messages import MAX_ORDER_BYTES, Choice, Order, order_placed
 from shared.providers.registry import BackendConfig
@@ -66,7 +67,8 @@ class Offer:
     def of(cls, backends: Sequence[BackendConfig], tables: Mapping[str, Table], workflows: Workflows) -> Self:
         """What these backends serve."""
         of_pools = {backend.pool: tables[backend.provider] for backend in backends if backend.provider is not None}
-        return cls({backend.pool: backend.adapter for backend in backends}, workflows, of_pools)
+        open_to_all = {b.pool: b.adapter for b in backends if b.pool != CANARY_POOL}
+        return cls(open_to_all, workflows, of_pools)
 
     def needs_workflow(self, pool: str) -> bool:
         table = self.tables.get(pool)

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from shared.database.claims import Claim, Claimed, ClaimResult, Purged
 from shared.database.moves import Change
 from shared.database.tasks import Tasks
+from shared.domain.canary_order import CANARY_POOL
 from shared.domain.messages import (
     MAX_ORDER_BYTES,
     ORDER_PLACED,
@@ -241,6 +242,8 @@ class Intake:
         return _letter(failed.pop(task.id))  # the first delivery of it in the batch is the letter
 
     def _count(self, pool: str, claim: str, received: str) -> None:
+        if pool == CANARY_POOL:
+            return
         self._metrics.count("claims_total", pool=pool, result=claim)
         self._metrics.count("orders_received_total", source="amqp", result=received)
         if claim == "duplicate":

@@ -128,6 +128,7 @@ sa.Index(
     tasks.c.changed_at,
     postgresql_where=sa.text("status = 'pending' and body -> 'pools' <> '[]'"),
 )
+sa.Index("tasks_canaries", tasks.c.created_at, postgresql_where=sa.text("pool = 'canary'"))
 sa.Index("tasks_live", tasks.c.backend, postgresql_where=sa.text(f"{_STARTED} or cancel_owed"))
 
 duplicate_keys: Final = sa.Table(

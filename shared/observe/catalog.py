@@ -36,7 +36,7 @@ from shared.observe.metric import (
     Metric,
     Values,
 )
-from shared.observe.state_metrics import PROCESSES, ROWS
+from shared.observe.state_metrics import PROBES, PROCESSES, ROWS
 from shared.observe.work_metrics import WORK
 
 __all__ = [
@@ -69,7 +69,7 @@ __all__ = [
     "catalogue_table",
 ]
 
-CATALOGUE: Final[tuple[Metric, ...]] = (*WORK, *ROWS, *PROCESSES)
+CATALOGUE: Final[tuple[Metric, ...]] = (*WORK, *ROWS, *PROBES, *PROCESSES)
 
 
 def catalogue_table() -> str:

@@ -18,6 +18,7 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from shared.domain.canary_order import CANARY_POOL
 from shared.observe.catalog import CATALOGUE, OTHER, PREFIX, SERVICES, Anything, Configured, Kind, Metric, Values
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,9 @@ MAX_BACKENDS: Final = 20
 _MOST_ASKED: Final = 5000
 
 Instrument = Counter | Gauge | Histogram
+
+#: Takes what nobody is to see.
+_NOWHERE: Final = Gauge("nowhere", "in no registry", registry=None)
 
 
 class UnknownSeries(ValueError):
@@ -129,6 +133,8 @@ class Metrics:
 
     def _find(self, name: str, kind: Kind, labels: Mapping[str, str]) -> Instrument | None:
         """With the lock in hand."""
+        if CANARY_POOL in (labels.get("pool"), labels.get("backend")):
+            return _NOWHERE  # nobody's order; the probe_* gauges speak of it
         metric = self._metrics.get(name)
         if metric is None or metric.kind is not kind:
             return self._complaint(f"{self.service} has no {kind} {name}")
@@ -181,8 +187,8 @@ def build(
     if service != EVERYTHING and service not in SERVICES:
         raise ValueError(f"no service is called {service}")
     names = {
-        Configured.POOL: (*dict.fromkeys(pools), OTHER),
-        Configured.BACKEND: (*dict.fromkeys(backends), OTHER),
+        Configured.POOL: (*_known(pools), OTHER),
+        Configured.BACKEND: (*_known(backends), OTHER),
         Configured.QUEUE: tuple(dict.fromkeys(queues)),
     }
     if len(names[Configured.BACKEND]) - 1 > MAX_BACKENDS:
@@ -196,6 +202,11 @@ def build(
     GCCollector(registry=metrics.registry)
     metrics.set("build_info", 1, version=our_version(), revision=revision, python=platform.python_version())
     return metrics
+
+
+def _known(names: Iterable[str]) -> list[str]:
+    """Each once; the canary's is none that a label has."""
+    return [name for name in dict.fromkeys(names) if name != CANARY_POOL]
 
 
 def our_version() -> str:

@@ -152,6 +152,27 @@ ROWS: Final[tuple[Metric, ...]] = (
     ),
 )
 
+#: What ops finds out by an order of its own.
+PROBES: Final[tuple[Metric, ...]] = (
+    Metric(
+        name="probe_last_success_timestamp_seconds",
+        kind=Kind.GAUGE,
+        help="Unix time at which the last canary order was seen to have come through; before the first, when ops began"
+        " to send them. Absent without a backend of adapter canary.",
+        question="Is the whole way alive, also at no traffic?",
+        services=("ops",),
+        labels={"probe": ("canary",)},
+    ),
+    Metric(
+        name="probe_duration_seconds",
+        kind=Kind.GAUGE,
+        help="How long the last canary order took, from its publish to its confirmed event.",
+        question="Does the way itself get slower?",
+        services=("ops",),
+        labels={"probe": ("canary",)},
+    ),
+)
+
 #: What each process says of itself.
 PROCESSES: Final[tuple[Metric, ...]] = (
     Metric(
@@ -242,7 +263,7 @@ PROCESSES: Final[tuple[Metric, ...]] = (
         help="Turns of a loop that ended in an exception nobody had planned for; the loop goes on after a pause.",
         question="Does a loop make no progress?",
         services=("poller", "ops"),
-        labels={"loop": ("schedule", "watch", "replay", "plans", "export")},
+        labels={"loop": ("schedule", "watch", "replay", "plans", "export", "canary")},
     ),
     Metric(
         name="build_info",

@@ -17,6 +17,10 @@ provider = "dashscope"      # a table of shared/providers/catalog or DARKROOM_PR
 # url, capacity, rate, on_unknown: default: what the table says
 # callbacks = true          # has it call DARKROOM_CALLBACK_URL when a job has ended; default: false
 
+[[backend]]
+name = "canary"             # an order every minute through everything, see docs/runbooks.md#probefailing
+adapter = "canary"
+
 [fallback]                  # for orders that name one pool: what is tried after it, see docs/providers.md
 comfyui = ["runpod_comfyui"]
 """
@@ -31,10 +35,12 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from shared.domain.canary_order import CANARY_POOL
 from shared.domain.errors import DarkroomError
 from shared.domain.messages import MAX_POOLS, Name
 from shared.domain.rate import Rate
 from shared.providers.base import KnownJob, Provider
+from shared.providers.canary import Canary
 from shared.providers.comfyui import ComfyUI, ignore
 from shared.providers.comfyui_http import Observe, Timings
 from shared.providers.comfyui_jobs import known_jobs
@@ -124,7 +130,16 @@ def _http(backend: Backend, tools: Tools) -> Provider:
     )
 
 
-ADAPTERS: Final[Mapping[str, Callable[[Backend, Tools], Provider]]] = {"comfyui": _comfyui, _HTTP: _http}
+def _canary(backend: Backend, tools: Tools) -> Provider:
+    del backend, tools
+    return Canary()
+
+
+ADAPTERS: Final[Mapping[str, Callable[[Backend, Tools], Provider]]] = {
+    "comfyui": _comfyui,
+    _HTTP: _http,
+    CANARY_POOL: _canary,
+}
 
 
 #: How an adapter's server is asked for all jobs it knows; adapters that cannot list any are missing.
@@ -163,6 +178,10 @@ class BackendConfig(BaseModel):
             if self.provider is None:
                 raise ValueError("provider is missing")
             return self
+        if self.adapter == CANARY_POOL and (self.name, self.pool, self.url) != (CANARY_POOL, CANARY_POOL, ""):
+            raise ValueError("the canary's name and pool are canary, and it has no url")
+        if CANARY_POOL in (self.name, self.pool) and self.adapter != CANARY_POOL:
+            raise ValueError("the name and the pool canary are the canary's")
         if self.provider is not None or self.on_unknown is not None or self.callbacks:
             raise ValueError("provider, on_unknown and callbacks are for adapter http")
         return self
@@ -187,8 +206,8 @@ class BackendConfig(BaseModel):
     @field_validator("url")
     @classmethod
     def _is_plain_http(cls, url: str, info: ValidationInfo) -> str:
-        if not url and info.data.get("adapter") == _HTTP:
-            return url  # its table says where it is
+        if not url and info.data.get("adapter") in (_HTTP, CANARY_POOL):
+            return url  # its table says where it is, or it is nowhere
         parts = urlsplit(url)  # raises ValueError for a broken one
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
             raise ValueError("must be http://host:port or https://host:port")

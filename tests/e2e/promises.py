@@ -49,7 +49,10 @@ def _database(system: System) -> list[str]:
 
 
 def _servers(system: System) -> list[str]:
-    attempts = system.sql("select task_id, backend, cast(job_key as text) as job_key, provider_job_id from attempts")
+    attempts = system.sql(
+        "select task_id, backend, cast(job_key as text) as job_key, provider_job_id from attempts"
+        " where backend <> 'canary'"
+    )  # which is no server
     backend_of = {attempt.job_key: attempt.backend for attempt in attempts}
     task_of = {attempt.job_key: attempt.task_id for attempt in attempts}
     broken: list[str] = []

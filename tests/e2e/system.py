@@ -49,6 +49,7 @@ class System:
     settings  -- beside QUICK, without the prefix
     reach     -- the URL under which the workers know a server
     one_disk  -- all servers share one folder of outputs
+    canary    -- ops places its own order every minute
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class System:
         settings: Mapping[str, object] | None = None,
         reach: Callable[[Gpu], str] = lambda gpu: gpu.url,
         one_disk: bool = False,
+        canary: bool = False,
     ) -> None:
         self.folder = folder
         apis = apis or {}
@@ -95,6 +97,7 @@ class System:
                 f'[[backend]]\nname = "{name}"\nadapter = "http"\nprovider = "{name}"\nurl = "{url}"\n'
                 for name, url in apis.items()
             )
+            + ('[[backend]]\nname = "canary"\nadapter = "canary"\n' if canary else "")
         )
         self.settings = {
             f"DARKROOM_{name}": str(value)

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -34,7 +35,7 @@ def queries(board: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def system(build: Build) -> System:
-    system = build(settings={"HTTP_PORT": free_port()})
+    system = build(settings={"HTTP_PORT": free_port()}, canary=True)
     system.start(ops=0)
     system.add("producer")
     system.add("ops")  # last: it asks for the backends at once and then every ten seconds
@@ -121,3 +122,27 @@ def test_a_trace_of_an_order_over_http_is_that_of_the_request_and_a_repetition_n
 
     eventually(repeated, within=20, what="the repetition is refused")
     assert repeated() == [(second, first)]
+
+
+def test_a_canary_order_goes_the_whole_way_and_only_the_probe_tells(system: System, prometheus: Prometheus) -> None:
+    def row() -> Any:
+        return next(iter(system.sql("select * from tasks where pool = 'canary' and told_at is not null")), None)
+
+    eventually(row, within=30, what="one came through")
+    came = row()
+    assert (came.status, came.attempt) == ("completed", 1)
+    assert [event["event"] for event in system.mail.events() if event["task_id"] == str(came.id)][-1] == "completed"
+    lines = {
+        worker.name.partition("-")[0]: [line for line in worker.lines() if line.get("task_id") == str(came.id)]
+        for worker in system.workers
+    }
+    assert {line["trace_id"] for about in lines.values() for line in about} == {came.trace_id}
+    assert {service for service, about in lines.items() if about} >= {"submitter", "poller"}
+    eventually(
+        lambda: 0 < prometheus.values("darkroom_probe_duration_seconds")[-1] < 60, within=10, what="its duration"
+    )
+    last = prometheus.values("darkroom_probe_last_success_timestamp_seconds")[-1]
+    assert last >= came.told_at.timestamp() - 1
+    assert not prometheus.values('{__name__=~"darkroom_.*",pool="canary"}')
+    offered = requests.get(f"http://127.0.0.1:{system.settings['DARKROOM_HTTP_PORT']}/v1/workflows", timeout=10)
+    assert "canary" not in offered.text

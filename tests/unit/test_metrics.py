@@ -222,3 +222,13 @@ def test_gauges_may_be_forgotten_while_other_threads_count(switching_often: None
     counting.join()
 
     assert counted.value("unknown_states_total", backend="other") == 3000
+
+
+def test_what_the_canary_does_is_seen_nowhere() -> None:
+    ours = build("ops", pools=["comfyui", "canary"], backends=["gpu-1", "canary"], strict=True)
+    ours.count("orders_finished_total", pool="canary", outcome="completed")
+    ours.observe("order_duration_seconds", 1, pool="canary", outcome="completed")
+    ours.set("backend_up", 1, backend="canary")
+    ours.set("backend_up", 1, backend="gpu-1")
+    assert not re.search('(pool|backend)="canary"', page(ours))
+    assert ours.value("orders_finished_total", pool="other", outcome="completed") == 0

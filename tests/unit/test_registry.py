@@ -160,3 +160,27 @@ def test_a_pool_may_have_others_after_it(tmp_path: Path) -> None:
 def test_a_wrong_fallback_is_named(tmp_path: Path, line: str, sentence: str) -> None:
     with pytest.raises(InvalidBackends, match=sentence):
         load_backends(_file(tmp_path, f"{TWO}[fallback]\n{line}\n"))
+
+
+def test_the_canary_needs_two_lines_and_no_server(tmp_path: Path) -> None:
+    (backend,) = load_backends(_file(tmp_path, '[[backend]]\nname = "canary"\nadapter = "canary"\n'))
+    assert (backend.pool, backend.url, backend.kind) == ("canary", "", "canary")
+    tools = Tools(workflows=Workflows({}), pictures=Pictures())
+    row = SimpleNamespace(name="canary", adapter=backend.kind, url=backend.url)
+    assert build(row, tools).problems(None, {}) == []
+    assert build(row, tools).problems("demo", {}) != []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[[backend]]\nname = "other"\nadapter = "canary"\n',
+        '[[backend]]\nname = "canary"\nadapter = "canary"\npool = "comfyui"\n',
+        '[[backend]]\nname = "canary"\nadapter = "canary"\nurl = "http://127.0.0.1:1"\n',
+        GOOD.replace("gpu-1", "canary"),
+        GOOD + 'pool = "canary"\n',
+    ],
+)
+def test_the_name_and_the_pool_canary_are_the_canarys(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InvalidBackends, match="canary"):
+        load_backends(_file(tmp_path, text))
