@@ -14,6 +14,8 @@ def _now(metric: str) -> str:
     return f"max by (backend) ({metric}{_THIS})"
 
 
+_ENDED: Final = '"done|failed|missing"'
+
 _STATE: Final = [
     Panel(
         title="Up",
@@ -147,6 +149,65 @@ _TIME: Final = [
         ],
         alarm=10,
     ),
+    Panel(
+        title="Wrong clocks",
+        says="Pictures that a backend says were finished after we had them. Its clock or ours is wrong, and so is the"
+        " detection.",
+        unit="ops",
+        queries=[(rate("darkroom_clock_skew_total", "backend", _MATCHED), "{{backend}}")],
+    ),
+]
+
+
+_WORK: Final = [
+    Panel(
+        title="Wait for a start p95",
+        says="By pool and by what kept free rows: slot: all in use. rate: too soon. closed: no backend takes work."
+        " permit: no submitter asked.",
+        unit="s",
+        queries=[(quantile(0.95, "darkroom_backend_wait_seconds", "pool, reason"), "{{pool}} {{reason}}")],
+    ),
+    Panel(
+        title="Run of a job",
+        says="By pool, from the accepted POST to the backend's own finish stamp, or to our commit where it gives none.",
+        unit="s",
+        queries=[
+            (
+                quantile(q, "darkroom_order_stage_seconds", "pool", ',stage="execute"'),
+                f"{{{{pool}}}} {name}",
+            )
+            for name, q in _PERCENTS
+        ],
+    ),
+    Panel(
+        title="Looks per ended job",
+        says="Looks at jobs for each that turned out to have ended. One call may look at many.",
+        unit="none",
+        queries=[
+            (
+                rate("darkroom_polls_total", "backend", _MATCHED)
+                + f" / ({rate('darkroom_polls_total', 'backend', f'{_MATCHED},result=~{_ENDED}')} > 0)",
+                "{{backend}}",
+            )
+        ],
+    ),
+    Panel(
+        title="Attempts per order",
+        says="Of orders that completed or failed, by pool. Above 1 they need retries.",
+        unit="none",
+        queries=[
+            (
+                rate("darkroom_task_attempts_sum", "pool") + f" / ({rate('darkroom_task_attempts_count', 'pool')} > 0)",
+                "{{pool}}",
+            )
+        ],
+    ),
+    Panel(
+        title="Pictures kept",
+        says="Bytes per second that the store grows by, by pool.",
+        unit="Bps",
+        queries=[(rate("darkroom_artifact_bytes_sum", "pool"), "{{pool}}")],
+    ),
 ]
 
 
@@ -156,6 +217,6 @@ def backend() -> Json:
         "darkroom-backend",
         "darkroom: backend",
         "Is it the backend, the network or us?",
-        rows([("State", 5, _STATE), ("Load", 8, _LOAD), ("Calls", 8, _CALLS), ("Time", 8, _TIME)]),
+        rows([("State", 5, _STATE), ("Load", 8, _LOAD), ("Calls", 8, _CALLS), ("Time", 8, _TIME), ("Jobs", 8, _WORK)]),
         [choice("backend", "Backend", "label_values(darkroom_backend_capacity_tasks, backend)")],
     )

@@ -3,7 +3,7 @@
 from typing import Final
 
 from deploy.grafana.panels import Json, Panel, dashboard, rows
-from deploy.grafana.queries import CHOSEN, none, rate
+from deploy.grafana.queries import CHOSEN, OUTCOMES, none, rate
 
 _OPEN: Final = "max by (stage, reason) (darkroom_dead_letters_open)"
 #: A reload of the page must not make the table flicker, so a row that is no longer above 0 simply goes.
@@ -65,6 +65,14 @@ _ARRIVALS: Final = [
             )
         ],
         stacked=True,
+    ),
+    Panel(
+        title="Replays",
+        says="By what has become of them, since the beginning. published: a letter without a row, sent to the queue of"
+        " orders again.",
+        unit="short",
+        queries=[("max by (result) (darkroom_dead_letter_replays)", "{{result}}")],
+        colours=OUTCOMES,
     ),
 ]
 

@@ -9,12 +9,8 @@ from deploy.grafana.panels import Json, Panel, dashboard, rows
 from deploy.grafana.queries import CHOSEN, OUTCOMES, RECENT, none, quantile
 
 _STATUSES: Final = {"pending": "yellow", "submitting": "orange", "processing": "blue"}
+_STAGES: Final = {"queue": "yellow", "submit": "orange", "execute": "blue", "detect": "red", "deliver": "text"}
 _PERCENTS: Final = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
-
-
-def _moves(before: str, after: str) -> str:
-    of = f'{CHOSEN},from_status="{before}",to_status="{after}",result="applied"'
-    return f"sum(rate(darkroom_transitions_total{{{of}}}{RECENT}))"
 
 
 _PROMISE: Final = [
@@ -130,6 +126,21 @@ _TIME: Final = [
         alarm=300,
     ),
     Panel(
+        title="Mean time per stage",
+        says="What a finished order spent in each step, all its attempts together: the sum is what its sender waited."
+        " queue: too few slots. execute: a slow backend. detect: too few pollers. deliver: until its event is out.",
+        unit="s",
+        queries=[
+            (
+                f"sum by (stage) (rate(darkroom_order_stage_seconds_sum{{{CHOSEN}}}{RECENT})) / on () group_left ()"
+                f' (sum(rate(darkroom_orders_finished_total{{{CHOSEN},outcome!="refused"}}{RECENT})) > 0)',
+                "{{stage}}",
+            )
+        ],
+        stacked=True,
+        colours=_STAGES,
+    ),
+    Panel(
         title="Backend calls p95",
         says="How long a call to a backend takes, by operation.",
         unit="s",
@@ -225,13 +236,22 @@ _FAILURES: Final = [
         queries=[("max by (bound) (darkroom_tasks_overdue)", "{{bound}}")],
     ),
     Panel(
-        title="Second tries and doubts",
-        says="Failed jobs that got another attempt; rows and messages of workers that ended; attempts that may have run"
-        " twice.",
+        title="Retries",
+        says="Attempts that ended while their order goes on, by what ended them.",
         unit="ops",
         queries=[
-            (_moves("processing", "pending"), "another attempt"),
-            (_moves("submitting", "submitting"), "taken over"),
+            (
+                f"sum by (stage, reason) (rate(darkroom_retries_total{{{CHOSEN}}}{RECENT})) > 0 or {none('reason')}",
+                "{{stage}} {{reason}}",
+            )
+        ],
+    ),
+    Panel(
+        title="Taken over, and doubts",
+        says="Rows and messages of workers that ended, and attempts that may have run twice.",
+        unit="ops",
+        queries=[
+            (f'sum(rate(darkroom_claims_total{{{CHOSEN},result="reclaimed"}}{RECENT}))', "taken over"),
             (f"sum(rate(darkroom_message_redeliveries_total{{{CHOSEN}}}{RECENT}))", "redelivered"),
             (f"sum(rate(darkroom_possible_double_total{{{CHOSEN}}}{RECENT}))", "possible double"),
         ],

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Final
 
 Json = dict[str, Any]
@@ -143,7 +144,7 @@ _OPTIONS: Final[dict[str, Json]] = {
 
 
 def rows(content: Iterable[tuple[str, int, Sequence[Panel]]]) -> list[Json]:
-    """Each row a title, a height and panels of equal width; no two panels overlap."""
+    """Each row a title, a height and panels of equal width, or nearly so; no two panels overlap."""
     made: list[Json] = []
     y = 0
     for title, height, panels in content:
@@ -157,9 +158,9 @@ def rows(content: Iterable[tuple[str, int, Sequence[Panel]]]) -> list[Json]:
                 "panels": [],
             }
         )
-        width = _COLUMNS // len(panels)
-        for index, panel in enumerate(panels):
-            place = {"h": height, "w": width, "x": index * width, "y": y + 1}
+        edges = [_COLUMNS * index // len(panels) for index in range(len(panels) + 1)]
+        for panel, (left, right) in zip(panels, pairwise(edges), strict=True):
+            place = {"h": height, "w": right - left, "x": left, "y": y + 1}
             made.append(panel.as_json(len(made) + 1, place))
         y += 1 + height
     return made

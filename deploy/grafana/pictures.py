@@ -95,6 +95,8 @@ def shown(value: float, unit: str) -> str:
             return f"{value * 100:.3g} %"
         case "bytes":
             return f"{value / 2**20:.4g} MiB"
+        case "Bps":
+            return f"{value / 2**10:.3g} KiB/s"
         case "ops":
             return f"{value:.2g}/s"
         case _:

@@ -108,11 +108,37 @@ _LEADING: Final = [
 ]
 
 
+_CANARY: Final = [
+    Panel(
+        title="Since the last canary order",
+        says="One is sent every minute. The page comes at 300 s. Empty: no backend of adapter canary.",
+        unit="s",
+        kind="stat",
+        queries=[("time() - max by (probe) (darkroom_probe_last_success_timestamp_seconds)", "{{probe}}")],
+        warn=120,
+        alarm=300,
+    ),
+    Panel(
+        title="Canary order",
+        says="How long it took from its publish to its confirmed event: the way itself, without a server.",
+        unit="s",
+        queries=[("max by (probe) (darkroom_probe_duration_seconds)", "{{probe}}")],
+    ),
+]
+
+
 def slo() -> Json:
     """The whole dashboard. Pure."""
     return dashboard(
         "darkroom-slo",
         "darkroom: promises and budgets",
         "Do we keep what we promise, and for how long at this pace?",
-        rows([("Budgets of 30 days", 7, _BUDGETS), ("Burn", 9, _BURN), ("What comes next", 8, _LEADING)]),
+        rows(
+            [
+                ("Budgets of 30 days", 7, _BUDGETS),
+                ("Burn", 9, _BURN),
+                ("What comes next", 8, _LEADING),
+                ("Canary", 6, _CANARY),
+            ]
+        ),
     )

@@ -34,6 +34,14 @@ _PROCESSES: Final = [
         alarm=4,
     ),
     Panel(
+        title="Draining",
+        says="A process that was told to stop finishes what it has. All of a service at once: nobody does its work.",
+        kind="stat",
+        queries=[(f"max by (job) (darkroom_draining{{{CHOSEN}}})", "{{job}}")],
+        warn=1,
+        mapped={"0": ("no", "green"), "1": ("yes", "orange")},
+    ),
+    Panel(
         title="Builds",
         says="Which build runs where. Two at once: a deploy is under way, or one was forgotten.",
         unit="short",
@@ -89,6 +97,12 @@ _MESSAGES: Final = [
         unit="ops",
         queries=[(rate("darkroom_message_redeliveries_total", "queue"), "{{queue}}")],
     ),
+    Panel(
+        title="In hand",
+        says="Deliveries that workers hold, as the broker counts them. Permits wait in hand for a slot.",
+        unit="short",
+        queries=[("sum by (queue) (rabbitmq_detailed_queue_messages_unacked)", "{{queue}}")],
+    ),
 ]
 
 _PUBLISHING: Final = [
@@ -106,10 +120,39 @@ _PUBLISHING: Final = [
         queries=[(quantile(0.95, "darkroom_publish_confirm_seconds", "job"), "{{job}}")],
     ),
     Panel(
+        title="Reconnects",
+        says="Connections to the broker that were made again, by why the last one went.",
+        unit="ops",
+        queries=[
+            (rate("darkroom_amqp_reconnects_total", "job, reason") + f" > 0 or {none('reason')}", "{{job}} {{reason}}")
+        ],
+    ),
+    Panel(
         title="Rows taken over",
         says="Their lease had ended: a submitter died, or was slower than its lease.",
         unit="ops",
         queries=[(rate("darkroom_claims_total", "pool", ',result="reclaimed"'), "{{pool}}")],
+    ),
+]
+
+_SAID: Final = [
+    Panel(
+        title="Warnings and errors",
+        says="Lines logged. An error is for a person to look at.",
+        unit="ops",
+        queries=[(rate("darkroom_log_messages_total", "job, level") + f" > 0 or {none('level')}", "{{job}} {{level}}")],
+    ),
+    Panel(
+        title="Transactions p95",
+        says="By what they are for; each serves a batch. All of them slow: PostgreSQL or its disk.",
+        unit="s",
+        queries=[(quantile(0.95, "darkroom_database_seconds", "operation"), "{{operation}}")],
+    ),
+    Panel(
+        title="Connections in use",
+        says="Of all processes of a service, beside those that wait to be used.",
+        unit="short",
+        queries=[(f"sum by (job, state) (darkroom_database_pool_connections{{{CHOSEN}}})", "{{job}} {{state}}")],
     ),
 ]
 
@@ -165,6 +208,7 @@ def workers() -> Json:
                 ("Loops", 8, _LOOPS),
                 ("Messages", 8, _MESSAGES),
                 ("Publishing and takeovers", 8, _PUBLISHING),
+                ("Log and database", 8, _SAID),
                 ("Resources", 8, _HOST),
             ]
         ),

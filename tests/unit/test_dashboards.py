@@ -16,6 +16,7 @@ from shared.observe.catalog import CATALOGUE, PREFIX, Kind, Metric
 #: What others export, with the labels we use.
 FOREIGN = {
     "rabbitmq_detailed_queue_messages_ready": {"queue"},
+    "rabbitmq_detailed_queue_messages_unacked": {"queue"},
     "rabbitmq_detailed_queue_consumers": {"queue"},
     "rabbitmq_alarms_memory_used_watermark": set(),
     "rabbitmq_alarms_free_disk_space_watermark": set(),

@@ -14,7 +14,7 @@ from typing import Final
 
 from shared.broker.topology import check_queue, submit_queue, topology
 from shared.domain.task import Reason, Stage
-from shared.observe.catalog import BACKEND_STATES, BOUNDS, INVARIANTS, LOOPS, QUESTIONS, SERVICES
+from shared.observe.catalog import BACKEND_STATES, BOUNDS, INVARIANTS, LOOPS, QUESTIONS, REPLAYS, SERVICES
 from shared.observe.metrics import Metrics, build
 
 BEGIN: Final = 1_767_225_600
@@ -71,6 +71,8 @@ class World:
         self._end = BEGIN + minutes * 60
         self._decided = decided
         self._random = random.Random(12)
+        self._aside = random.Random(21)  # for what nothing else depends on
+        self._probed_at = BEGIN
         queues = [queue.name for queue in topology(list(_PER_MINUTE)).queues]
         self._queues = queues
         self._metrics: dict[str, Metrics] = {
@@ -153,6 +155,7 @@ class World:
             while len(self._running[backend]) < capacity and self._waiting[pool]:
                 born = self._waiting[pool].pop(0)
                 self._running[backend].append((born, max(moment, born) + self._random.gauss(mean, mean / 6)))
+                self._start(pool, max(0.0, moment - born), is_short=capacity < 4)
                 self._call("submitter", backend, "submit", 0.06)
                 self._metrics["submitter"].count("messages_total", queue=submit_queue(pool), result="acked")
             moment += 1.0
@@ -160,8 +163,19 @@ class World:
             self._call("poller", backend, "poll", 0.02)
             self._metrics["poller"].observe("poll_lag_seconds", self._random.uniform(0, 0.6), pool=pool)
             self._metrics["poller"].count("messages_total", queue=check_queue(pool), result="acked")
+            jobs = len(self._running[backend])
+            self._metrics["poller"].count("polls_total", jobs, backend=backend, result="running")
             seconds = self._random.lognormvariate(-2.5, 0.6)
             self._metrics["poller"].observe("message_handle_seconds", seconds, queue=check_queue(pool))
+
+    def _start(self, pool: str, waited: float, *, is_short: bool) -> None:
+        submitter = self._metrics["submitter"]
+        reason = "slot" if is_short and waited > 2 else "permit"
+        submitter.observe("backend_wait_seconds", waited, pool=pool, reason=reason)
+        submitter.observe("order_stage_seconds", waited, pool=pool, stage="queue")
+        submitter.observe("order_stage_seconds", self._aside.lognormvariate(-2.2, 0.5), pool=pool, stage="submit")
+        for operation, mean in (("claim", 0.006), ("take", 0.008), ("may_post", 0.003), ("move", 0.005)):
+            submitter.observe("database_seconds", self._aside.lognormvariate(math.log(mean), 0.5), operation=operation)
 
     def _end_of(self, backend: str, born: float, ended: float, *, noticed: float, is_broken: bool) -> None:
         pool, poller = _BACKENDS[backend][0], self._metrics["poller"]
@@ -169,14 +183,24 @@ class World:
         late = max(0.0, noticed - ended - self._step_seconds)  # within a step nobody was late
         poller.count("orders_finished_total", pool=pool, outcome=outcome)
         poller.observe("order_duration_seconds", ended + late - born, pool=pool, outcome=outcome)
+        poller.observe("task_attempts", 2 if is_broken else 1, pool=pool)
+        poller.count("polls_total", backend=backend, result="failed" if is_broken else "done")
+        poller.observe("order_stage_seconds", self._aside.gauss(_BACKENDS[backend][2], 1.5), pool=pool, stage="execute")
+        poller.observe("order_stage_seconds", self._aside.lognormvariate(-4, 0.5), pool=pool, stage="deliver")
+        for operation, mean in (("move", 0.006), ("due", 0.004), ("follow_up", 0.003)):
+            poller.observe("database_seconds", self._aside.lognormvariate(math.log(mean), 0.5), operation=operation)
         poller.count("publishes_total", result="confirmed")
         if is_broken:
+            poller.count("retries_total", stage=Stage.CHECK, reason=Reason.EXECUTION_FAILED)
+            poller.count("log_messages_total", 2, level="warning")
             self._open[Reason.EXECUTION_FAILED] += 1
             poller.count("messages_total", queue=check_queue(pool), result="dead_lettered")
             self._metrics["ops"].count("dead_letters_total", stage=Stage.CHECK, reason=Reason.EXECUTION_FAILED)
             return
         lag, via = self._random.expovariate(1 / 0.7), "push" if self._random.random() < 0.8 else "poll"
         poller.observe("completion_detection_seconds", lag + late, backend=backend, via=via)
+        poller.observe("order_stage_seconds", lag + late, pool=pool, stage="detect")
+        poller.observe("artifact_bytes", self._aside.lognormvariate(14, 0.4), pool=pool)
         self._call("poller", backend, "download", 0.15)
         if self._random.random() < 0.01:
             poller.count("transitions_total", from_status="processing", to_status="completed", result="stale")
@@ -214,6 +238,12 @@ class World:
             ops.set("results_at_risk", 0, backend=name)
         for stage, reason in itertools.product(Stage, Reason):
             ops.set("dead_letters_open", self._open[reason] if stage is Stage.CHECK else 0, stage=stage, reason=reason)
+        for result in REPLAYS:
+            ops.set("dead_letter_replays", {"completed": 11, "failed": 2}.get(result, 0), result=result)
+        if not is_blocked and self._turned_at == at:
+            self._probed_at = at
+        ops.set("probe_last_success_timestamp_seconds", self._probed_at - self._aside.uniform(0, 55), probe="canary")
+        ops.set("probe_duration_seconds", 0.9 + self._aside.expovariate(2.0), probe="canary")
         late = {"poll": sum(map(len, self._running.values())) if is_blocked or self._turned_at < at else 0}
         late["follow_up"] = _IN_HAND if is_blocked else 0
         for bound in BOUNDS:
@@ -228,6 +258,9 @@ class World:
 
     def _scrape(self, at: int, *, is_blocked: bool) -> Iterator[str]:
         for service, metrics in self._metrics.items():
+            in_use = self._aside.randrange(1, 4)
+            metrics.set("database_pool_connections", in_use, state="in_use")
+            metrics.set("database_pool_connections", 6 - in_use, state="idle")
             metrics.set("amqp_connected", 1)
             metrics.set("amqp_blocked", is_blocked)
             for loop in LOOPS:
@@ -263,6 +296,8 @@ class World:
         for queue in self._queues:
             ready = self._random.randrange(3) if queue.startswith("check.") and not queue.endswith(".dead") else 0
             yield f'rabbitmq_detailed_queue_messages_ready{{{broker},queue="{queue}"}} {ready} {at}'
+            held = self._aside.randrange(2, 9) if queue.startswith("submit.") and not queue.endswith(".dead") else 0
+            yield f'rabbitmq_detailed_queue_messages_unacked{{{broker},queue="{queue}"}} {held} {at}'
             yield f'rabbitmq_detailed_queue_consumers{{{broker},queue="{queue}"}} 1 {at}'
         for alarm in ("memory_used", "free_disk_space"):
             value = int(is_blocked and alarm == "free_disk_space")
