@@ -186,17 +186,6 @@ class Artifacts:
                 seen.update(chunk)
             return seen.hexdigest()
 
-    def delete(self, keys: Sequence[str]) -> None:
-        """These pictures are gone, with the folders that held nothing else. Raises StorageAway: some may be left."""
-        for key in keys:
-            with suppress(FileNotFoundError), self._away("delete", key):
-                obstore.delete(self._store, _ours(key))
-            if self._folder is not None:
-                attempt = (self._folder / key).parent
-                with suppress(OSError):  # something else is in there
-                    attempt.rmdir()
-                    attempt.parent.rmdir()
-
     @contextmanager
     def _noted(self) -> Iterator[None]:
         try:

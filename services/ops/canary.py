@@ -13,6 +13,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from shared.database.canaries import forget_canaries
+from shared.database.purge import pictures_gone
 from shared.database.tasks import Tasks
 from shared.domain.canary_order import canary_order
 from shared.domain.errors import StorageAway
@@ -108,11 +109,13 @@ class CanaryOrders:
         return True
 
     def _tidy_up(self) -> None:
-        keys = forget_canaries(self._engine, _KEEP_SECONDS)
+        gone = forget_canaries(self._engine, _KEEP_SECONDS)
         try:
-            self._artifacts.delete(keys)
-        except StorageAway as error:  # a few bytes stay; the next canary order says that the store is away
+            self._artifacts.remove(gone)
+        except StorageAway as error:  # they are noted, and the next purge deletes them
             log.warning("pictures of canary orders not deleted", extra={"why": str(error)})
+        else:
+            pictures_gone(self._engine, gone)
 
     def _came_through_at(self, moment: float) -> None:
         self._metrics.set("probe_last_success_timestamp_seconds", moment, probe="canary")

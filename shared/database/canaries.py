@@ -1,10 +1,12 @@
 """Rows of canary orders go again once they came through: one a minute would fill the table with nobody's orders."""
 
+import uuid
 from typing import Final
 
 import sqlalchemy as sa
 
 from shared.database.engine import in_transaction
+from shared.database.purge import MAY_DELETE_MOVES, NOTE_PICTURES
 from shared.domain.canary_order import CANARY_POOL, KEY_PREFIX
 
 #: One that a letter or another key refers to stays: a person may look at it.
@@ -17,25 +19,26 @@ where t.status = 'completed' and t.created_at < now() - :older * interval '1 sec
 order by t.id limit 1000 for update skip locked
 """)
 
-_FORGET: Final = (
-    sa.text("delete from artifacts where task_id = any(cast(:ids as uuid[])) returning key"),
-    sa.text("delete from attempts where task_id = any(cast(:ids as uuid[]))"),
-    sa.text("delete from task_moves where task_id = any(cast(:ids as uuid[]))"),
-    sa.text("delete from tasks where id = any(cast(:ids as uuid[]))"),
+#: No key stays behind as a tombstone: none of them ever comes again.
+_FORGET: Final = tuple(
+    sa.text(f"delete from {table} where {column} = any(cast(:ids as uuid[]))")
+    for table, column in (("artifacts", "task_id"), ("attempts", "task_id"), ("task_moves", "task_id"), ("tasks", "id"))
 )
 
 
-def forget_canaries(engine: sa.Engine, older_than_seconds: float) -> list[str]:
-    """Canary orders that came through and are older than this are gone. The keys of their pictures, to be deleted."""
+def forget_canaries(engine: sa.Engine, older_than_seconds: float) -> list[uuid.UUID]:
+    """Canary orders that came through and are older than this are gone; these are they. Their pictures are noted as
+    those of a purge are, to be deleted next.
+    """
 
-    def work(c: sa.Connection) -> list[str]:
+    def work(c: sa.Connection) -> list[uuid.UUID]:
         old = {"older": older_than_seconds, "pool": CANARY_POOL, "prefix": KEY_PREFIX}
-        ids = {"ids": [str(id_) for id_ in c.execute(_OLD, old).scalars()]}
-        if not ids["ids"]:
-            return []
-        keys = list(c.execute(_FORGET[0], ids).scalars())
-        for statement in _FORGET[1:]:
-            c.execute(statement, ids)
-        return keys
+        found = list(c.execute(_OLD, old).scalars())
+        if found:
+            ids = {"ids": [str(id_) for id_ in found]}
+            c.execute(MAY_DELETE_MOVES)
+            for statement in (NOTE_PICTURES, *_FORGET):
+                c.execute(statement, ids)
+        return found
 
     return in_transaction(engine, work)

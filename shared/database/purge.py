@@ -96,10 +96,10 @@ select k.idempotency_key, k.own_task_id, k.fingerprint, t.status, t.finished_at
 from duplicate_keys k join tasks t on t.id = k.task_id where k.task_id = any(cast(:ids as uuid[]))
 """)
 #: Also pictures that no row names, of attempts that died before they could say so.
-_NOTE_PICTURES: Final = sa.text("""
+NOTE_PICTURES: Final = sa.text("""
 insert into purged_pictures select id from tasks where id = any(cast(:ids as uuid[])) and attempt > 0
 """)
-_MAY_DELETE_MOVES: Final = sa.text("set local darkroom.purging = 'on'")
+MAY_DELETE_MOVES: Final = sa.text("set local darkroom.purging = 'on'")
 _DELETE: Final = tuple(
     sa.text(statement)
     for statement in (
@@ -185,8 +185,7 @@ class Purge:
 
     def pictures_gone(self, task_ids: Sequence[uuid.UUID]) -> None:
         """The pictures of these tasks are deleted."""
-        values = {"ids": [str(task_id) for task_id in task_ids]}
-        in_transaction(self._engine, lambda c: c.execute(_PICTURES_GONE, values))
+        pictures_gone(self._engine, task_ids)
 
     def remains(self) -> None:
         """Groups without letters of which nobody said anything, and ended plans without letters."""
@@ -216,14 +215,20 @@ class Purge:
         locked = c.execute(_LOCK_TASKS, {"ids": [str(row.id) for row in found], "cutoff": self.cutoff}).scalars().all()
         if locked:
             ids = {"ids": [str(task_id) for task_id in locked]}
-            c.execute(_MAY_DELETE_MOVES)
-            for statement in (_BURY, _NOTE_PICTURES, *_DELETE):
+            c.execute(MAY_DELETE_MOVES)
+            for statement in (_BURY, NOTE_PICTURES, *_DELETE):
                 c.execute(statement, ids)
             note_action(c, by_whom, "purge", "tasks", self._detail(len(locked)))
         return len(locked), Place(place.status, found[-1].created_at, found[-1].id)
 
     def _detail(self, count: int) -> dict[str, Any]:
         return {"count": count, "ended_before": self.cutoff.isoformat()}
+
+
+def pictures_gone(engine: sa.Engine, task_ids: Sequence[uuid.UUID]) -> None:
+    """The pictures of these purged tasks are deleted: the note that they were to be goes too."""
+    values = {"ids": [str(task_id) for task_id in task_ids]}
+    in_transaction(engine, lambda c: c.execute(_PICTURES_GONE, values))
 
 
 _ORDER: Final = tuple(sorted(FINAL))
