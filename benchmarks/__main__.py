@@ -3,7 +3,7 @@
 Private servers on free loopback ports, simulated ComfyUI servers, everything on this machine. The table goes to the
 terminal, all numbers to .local/bench.json. Rates depend on what else the machine does; CPU times and the ratio hold.
 
-    python -m benchmarks [--only naive,throughput,gpu,many] [--orders 3000]
+    python -m benchmarks [--only naive,throughput,gpu,many,letters] [--orders 3000]
 """
 
 import argparse
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.gpu import measure_gpu, measure_many
+from benchmarks.letters import measure_letters
 from benchmarks.orders import NotFinished
 from benchmarks.processes import NotStarted
 from benchmarks.throughput import measure_darkroom, measure_naive
@@ -27,11 +28,12 @@ from deploy.local.interrupted import interruptible
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
 
-_PARTS: Final = ("naive", "throughput", "gpu", "many")
+_PARTS: Final = ("naive", "throughput", "gpu", "many", "letters")
 _MEMORY_AFTER: Final = 5000
 _GPU_ORDERS: Final = 160
 _IN_FLIGHT: Final = 2000
 _HOLD_SECONDS: Final = 10.0
+_LETTERS: Final = 10_000
 
 #: Row of the table: name, path into the results, unit, what is expected (None: only shown).
 _ROWS: Final[tuple[tuple[str, str, str, tuple[str, float] | None], ...]] = (
@@ -65,6 +67,8 @@ _ROWS: Final[tuple[tuple[str, str, str, tuple[str, float] | None], ...]] = (
     ("  peak memory: submitter", "many.peak_memory_megabytes.submitter", "MB", ("<=", 150)),
     ("  peak memory: poller", "many.peak_memory_megabytes.poller", "MB", ("<=", 150)),
     ("  jobs made twice", "many.jobs_made_twice", "", ("<=", 0)),
+    (f"{_LETTERS:,} dead letters recorded after", "letters.ingest_seconds", "s", ("<=", 30)),
+    ("  counted wrongly in their groups", "letters.miscounted", "", ("<=", 0)),
 )
 
 
@@ -83,6 +87,7 @@ def main() -> int:
         ),
         "gpu": lambda: measure_gpu(stack, folder, _GPU_ORDERS),
         "many": lambda: measure_many(stack, folder, _IN_FLIGHT, _HOLD_SECONDS),
+        "letters": lambda: measure_letters(stack, folder, _LETTERS),
     }
     results: dict[str, Any] = {}
     began = time.monotonic()

@@ -79,8 +79,8 @@ class Processes:
                 found.append(json.load(answer))
         return found
 
-    def start_workers(self, database_url: str, capacity: int) -> None:
-        """One submitter, one poller and ops, all with default settings."""
+    def start_workers(self, database_url: str, capacity: int, *, only: Sequence[str] = WORKERS) -> None:
+        """One submitter, one poller and ops, or some of them, all with default settings."""
         backends = self._folder / "backends.toml"
         backends.write_text(
             "\n".join(
@@ -96,7 +96,7 @@ class Processes:
             "DARKROOM_ARTIFACTS_URL": (self._folder / "pictures").as_uri(),
             "DARKROOM_PREFETCH_COMFYUI": str(min(64, max(10, capacity * len(self.simulators)))),
         }
-        for name in WORKERS:
+        for name in only:
             port = self._port()
             self.health[name] = f"http://{LOOPBACK}:{port}"
             more = {"DARKROOM_METRICS_PORT": str(port), "DARKROOM_INSTANCE": name}
