@@ -36,7 +36,8 @@ def run_purge(purge: Purge, store: Store, by_whom: str, say: Callable[[Purged], 
     while True:
         count, place = purge.tasks(by_whom, place)
         done = replace(done, tasks=done.tasks + count, pictures=done.pictures + _remove_pictures(purge, store))
-        say(done)
+        if count:
+            say(done)
         if place is None:
             break
     while count := purge.letters(by_whom):
