@@ -48,10 +48,11 @@ class Visit:
     def well_behaved(self) -> None:
         """Nothing left this host, no script failed or was stopped, nothing popped up."""
         here = urlsplit(self.url).netloc
-        assert [url for url in self.requests if urlsplit(url).netloc != here] == []
+        left = [url for url in self.requests if urlsplit(url).netloc != here]
         assert self.requests
-        assert self.complaints == []
-        assert self.dialogs == []
+        assert not left, left
+        assert not self.complaints, self.complaints
+        assert not self.dialogs, self.dialogs
 
     def close(self) -> None:
         self._context.close()

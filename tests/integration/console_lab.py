@@ -19,6 +19,8 @@ from shared.database.users import Role, Users
 from shared.domain.messages import Message
 from shared.domain.password import Cost, hash_password
 from shared.domain.retry import RetryPolicy
+from shared.providers.offered import Offered
+from shared.providers.workflow import load_workflows
 from shared.storage import Artifacts
 from tests.factories import MEASURED, POOL, Rows
 
@@ -82,6 +84,7 @@ class ConsoleLab(Rows):
             engine=self.engine,
             store=self.store,
             replayer=replayer,
+            offered=Offered(frozenset({POOL, "other-pool"}), {}, load_workflows(Path("deploy/workflows"))),
             seen=lambda: self.exporter.seen,
             pools=[POOL],
             retry=RetryPolicy(max_charged=5, first_seconds=10.0, factor=3.0, cap_seconds=900.0),

@@ -18,6 +18,7 @@ class LettersLab(Lab):
     def __init__(self, url: str, folder: Path) -> None:
         super().__init__(url)
         self.console = ConsoleLab(url, folder)
+        self.artifacts = self.console.store
         self.letters = Letters(self.engine)
         self._collector = Collector(DeadLetters(self.engine, "ops@test"), self.metrics)
 

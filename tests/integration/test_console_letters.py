@@ -209,3 +209,42 @@ def test_a_viewer_changes_nothing(lab: LettersLab) -> None:
 @pytest.mark.parametrize("path", ["/letters/99", "/letters/groups/none", "/letters/x"])
 def test_what_is_not_there_is_said_so(lab: LettersLab, path: str) -> None:
     assert lab.console.as_(Role.VIEWER).get(path).status_code == 404
+
+
+def test_an_editor_changes_an_input_and_sends_the_order_round(lab: LettersLab) -> None:
+    task = lab.dead(workflow="solid-invert", inputs={"color": 5, "width": 64, "note": "gone"})
+    (letter,) = lab.ids()
+    browser = lab.console.as_(Role.EDITOR, "ann")
+
+    page = browser.get(f"/letters/{letter}/edit").text
+    assert 'name="input.color" value="5"' in page
+    assert "0 to 16777215, 3368601 when empty" in page
+    typed = {"input.color": "x", "input.width": "64", "input.height": "", "input.note": ""}
+    refused = browser.post(f"/letters/{letter}/edit", **typed)
+    assert refused.status_code == 422
+    assert "Nothing was changed: " in refused.text
+    assert 'name="input.color" value="x"' in refused.text  # what was typed is not lost
+    assert lab.row(task).status is Status.FAILED
+    done = browser.post(f"/letters/{letter}/edit", **typed | {"input.color": "7", "why": "no such colour"})
+
+    assert done.headers["Location"] == f"/orders/{task.id}"
+    row = lab.row(task)
+    assert (row.status, row.idempotency_key) == (Status.PENDING, task.idempotency_key)
+    assert row.body is not None
+    assert row.body["inputs"] == {"color": 7, "width": 64}
+    (revision,) = lab.sql("select by_whom, diff from task_revisions")
+    assert revision.by_whom == "ann"
+    assert revision.diff == {"color": {"before": 5, "after": 7}, "note": {"before": "gone"}}
+
+
+def test_only_an_editor_edits_and_only_what_has_inputs(lab: LettersLab) -> None:
+    lab.dead(workflow="solid-invert", inputs={"color": 5})
+    lab.unreadable()
+    first, second = lab.ids()
+    operator, editor = lab.console.as_(Role.OPERATOR), lab.console.as_(Role.EDITOR)
+
+    assert operator.get(f"/letters/{first}/edit").status_code == 403
+    assert operator.post(f"/letters/{first}/edit", **{"input.color": "7"}).status_code == 403
+    assert "Edit and replay" not in operator.get(f"/letters/{first}").text
+    assert "Edit and replay" in editor.get(f"/letters/{first}").text
+    assert editor.get(f"/letters/{second}/edit").status_code == 404

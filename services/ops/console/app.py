@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.ops.console import audit, auth, backends, letters, order, orders, overview, plans
+from services.ops.console import audit, auth, backends, edit, letters, order, orders, overview, plans
 from services.ops.console.parts import Parts
 from services.ops.console.problem import NotSignedIn, Refused
 from services.ops.console.rendering import STATIC, Pages
@@ -43,7 +43,7 @@ def create_app(parts: Parts) -> "Guarded":
     app.mount("/static", StaticFiles(directory=STATIC))
     app.include_router(auth.login_routes(pages, users, parts.url))
     behind_the_gate = APIRouter(dependencies=[Depends(auth.Gate(users, parts.url))])
-    everything = (overview, orders, order, letters, plans, backends, audit)
+    everything = (overview, orders, order, letters, edit, plans, backends, audit)
     for routes in (page.routes for page in everything):
         behind_the_gate.include_router(routes(pages, parts))
     app.include_router(behind_the_gate)

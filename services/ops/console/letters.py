@@ -10,7 +10,7 @@ from fastapi.responses import RedirectResponse
 
 from services.ops.closing import Closed, Closing, close
 from services.ops.console.auth import Posted, SignedIn
-from services.ops.console.chosen import address_of, fields_of, filter_of, posted_filter, whole_number
+from services.ops.console.chosen import ANY, address_of, fields_of, filter_of, posted_filter, whole_number
 from services.ops.console.forms import Form
 from services.ops.console.parts import Parts
 from services.ops.console.problem import Refused
@@ -92,7 +92,9 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         wanted, _ = filter_of({"group": fingerprint, "state": state}, letters)
         end = found.last_at + timedelta(seconds=1)
         blame = sentences(read_attribution(parts.engine, end - _LATELY, end, fingerprint))
-        return pages.page(request, "group.html", group=found, blame=blame, **lists(wanted, request))
+        return pages.page(
+            request, "group.html", group=found, blame=blame, choices=_choices(parts), **lists(wanted, request)
+        )
 
     @router.post("/letters/groups/{fingerprint}/{what}")
     def say(fingerprint: str, what: str, form: Posted, signed: SignedIn) -> Response:
@@ -197,7 +199,7 @@ def _choices(parts: Parts) -> Mapping[str, Sequence[str]]:
         "stage": list(Stage),
         "pool": sorted(parts.pools),
         "backend": sorted(backend.name for backend in backends.backends) if backends is not None else [],
-        "state": ["any", *LetterState],
+        "state": [*LetterState, ANY],
     }
 
 

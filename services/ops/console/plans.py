@@ -118,7 +118,7 @@ def _said(plan: Plan) -> str:
         case PlanState.PAUSED:
             return "The plan is paused: what was sent goes on, nothing more is sent."
         case PlanState.ABORTED:
-            return "The plan is aborted: the letters that waited are open again."
+            return "The plan is aborted: the letters that waited stay open."
         case _:
             return f"The plan is {plan.state}."
 

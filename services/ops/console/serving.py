@@ -11,6 +11,7 @@ from shared.broker.broker import Broker
 from shared.database.engine import connect
 from shared.database.replays import Replays
 from shared.domain.fit import CONSOLE_CONNECTIONS
+from shared.providers.offered import Offered
 from shared.service import CannotStart, Service
 from shared.storage import Artifacts
 
@@ -59,6 +60,7 @@ class Console:
                 pools=service.pools,
                 metrics=service.metrics,
             ),
+            offered=Offered.of(service.backends, service.tables, service.workflows()),
             seen=lambda: exporter.seen,
             pools=service.pools,
             retry=settings.retry,
