@@ -1,6 +1,7 @@
 """The HTTP server of the producer and of the console; none of its connections waits for ever for a request's head."""
 
 import asyncio
+import socket
 from typing import Any, Final
 
 import uvicorn
@@ -33,6 +34,9 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        # asyncio does so only where the listener was made with a protocol number, and socket.create_server gives none:
+        # the body then waits 40 ms for the client's delayed acknowledgement of the head.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:

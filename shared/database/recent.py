@@ -13,7 +13,7 @@ from shared.database.engine import in_transaction
 BARS: Final = 60
 BAR_SECONDS: Final = 60
 #: Ends of orders that are read at most; a busier hour is told from its end on.
-_MOST: Final = 50_000
+_MOST: Final = 20_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,20 +38,20 @@ class Recent:
     oldest_letter: datetime | None
 
 
-_BARS: Final = sa.text("""
-select floor(extract(epoch from now() - at) / :seconds)::int as ago,
+#: Along an index of ends alone, which holds all that is asked for.
+_ENDS: Final = """
+select at, to_status from task_moves
+where at > now() - :bars * :seconds * interval '1 second' and to_status in ('completed', 'failed', 'cancelled')
+order by at desc
+"""
+_BARS: Final = sa.text(f"""
+select floor(extract(epoch from now() - at)::float8 / :seconds)::int as ago,
     count(*) filter (where to_status = 'completed') as completed,
     count(*) filter (where to_status = 'failed') as failed,
     count(*) filter (where to_status = 'cancelled') as cancelled
-from (select at, to_status from task_moves
-      where at > now() - :bars * :seconds * interval '1 second' order by at desc limit :most) as moves
-where to_status in ('completed', 'failed', 'cancelled')
-group by 1 order by 1 desc
+from ({_ENDS} limit :most) as ends group by 1 order by 1 desc
 """)
-_SINCE: Final = sa.text("""
-select at from task_moves
-where at > now() - :bars * :seconds * interval '1 second' order by at desc offset :most limit 1
-""")
+_SINCE: Final = sa.text(f"select at from ({_ENDS} offset :most limit 1) as ends")
 _OLDEST_LETTER: Final = sa.text("select min(at) from dead_letters where state = 'open'")
 
 

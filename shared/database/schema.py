@@ -176,6 +176,12 @@ task_moves: Final = sa.Table(
     sa.CheckConstraint("from_status is not null or to_status = 'pending'"),
 )
 sa.Index("task_moves_at", task_moves.c.at)
+sa.Index(
+    "task_moves_ends",
+    task_moves.c.at,
+    task_moves.c.to_status,
+    postgresql_where=sa.text("to_status in ('completed', 'failed', 'cancelled')"),
+)
 
 attempts: Final = sa.Table(
     "attempts",

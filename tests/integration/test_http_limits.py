@@ -6,9 +6,11 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from services.producer.bodies import BODY_SECONDS
 from services.producer.turnstile import MAX_PER_CLIENT
@@ -26,9 +28,14 @@ FIRST, SECOND, READER = "first-token-of-this-test", "second-token-of-this-test",
 class Producer:
     """The interface on a socket, with the limits of the real process, before rows and a publisher that are slow."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, server: uvicorn.Server) -> None:
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self._server = server
+
+    @property
+    def connections(self) -> list[Any]:
+        return list(self._server.server_state.connections)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +50,7 @@ def producer() -> Iterator[Producer]:
         thread.start()
         try:
             eventually(lambda: server.started, within=20)
-            yield Producer(listener.getsockname()[1])
+            yield Producer(listener.getsockname()[1], server)
         finally:
             server.should_exit = True
             thread.join(20)
@@ -186,3 +193,16 @@ def test_a_wrong_a_missing_and_another_role_s_token(producer: Producer) -> None:
     refused = place(producer, READER)
     assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     assert httpx.get(url, headers={"Authorization": f"Bearer {READER}"}).status_code == 200
+
+
+def test_a_body_does_not_wait_for_the_acknowledgement_of_its_head(producer: Producer) -> None:
+    """Which clients delay by 40 ms, and without the option every short answer on an open connection with it."""
+    with connection(producer):
+        eventually(lambda: producer.connections, within=5)
+        options = [
+            found.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            for found in producer.connections
+        ]
+
+    assert options
+    assert all(options)
