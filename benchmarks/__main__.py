@@ -3,7 +3,7 @@
 Private servers on free loopback ports, simulated ComfyUI servers, everything on this machine. The table goes to the
 terminal, all numbers to .local/bench.json. Rates depend on what else the machine does; CPU times and the ratio hold.
 
-    python -m benchmarks [--only naive,throughput,gpu,many,letters] [--orders 3000]
+    python -m benchmarks [--only naive,throughput,gpu,many,letters,plans] [--orders 3000]
 """
 
 import argparse
@@ -22,18 +22,20 @@ from rich.table import Table
 from benchmarks.gpu import measure_gpu, measure_many
 from benchmarks.letters import measure_letters
 from benchmarks.orders import NotFinished
+from benchmarks.plans import measure_plans
 from benchmarks.processes import NotStarted
 from benchmarks.throughput import measure_darkroom, measure_naive
 from deploy.local.interrupted import interruptible
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
 
-_PARTS: Final = ("naive", "throughput", "gpu", "many", "letters")
+_PARTS: Final = ("naive", "throughput", "gpu", "many", "letters", "plans")
 _MEMORY_AFTER: Final = 5000
 _GPU_ORDERS: Final = 160
 _IN_FLIGHT: Final = 2000
 _HOLD_SECONDS: Final = 10.0
 _LETTERS: Final = 10_000
+_PLAN_SECONDS: Final = 15.0
 
 #: Row of the table: name, path into the results, unit, what is expected (None: only shown).
 _ROWS: Final[tuple[tuple[str, str, str, tuple[str, float] | None], ...]] = (
@@ -69,6 +71,12 @@ _ROWS: Final[tuple[tuple[str, str, str, tuple[str, float] | None], ...]] = (
     ("  jobs made twice", "many.jobs_made_twice", "", ("<=", 0)),
     (f"{_LETTERS:,} dead letters recorded after", "letters.ingest_seconds", "s", ("<=", 30)),
     ("  counted wrongly in their groups", "letters.miscounted", "", ("<=", 0)),
+    ("plan of 10,000 letters made and previewed in", "plans.preview_seconds", "s", ("<=", 2)),
+    ("  letters sent per second", "plans.sent_per_second", "", (">=", 95)),
+    ("  sent twice", "plans.sent_twice", "", ("<=", 0)),
+    ("  orders of another queue, before: p50", "plans.latency_before_p50_seconds", "s", None),
+    ("  and meanwhile: p50", "plans.latency_while_p50_seconds", "s", None),
+    ("  meanwhile / before", "plans.latency_ratio", "x", ("<=", 1.2)),
 )
 
 
@@ -88,6 +96,7 @@ def main() -> int:
         "gpu": lambda: measure_gpu(stack, folder, _GPU_ORDERS),
         "many": lambda: measure_many(stack, folder, _IN_FLIGHT, _HOLD_SECONDS),
         "letters": lambda: measure_letters(stack, folder, _LETTERS),
+        "plans": lambda: measure_plans(stack, folder, _PLAN_SECONDS),
     }
     results: dict[str, Any] = {}
     began = time.monotonic()

@@ -53,7 +53,8 @@ class Processes:
 
     def start_simulators(self, count: int, seconds_per_image: float, *, history_lag_seconds: float | None) -> None:
         """history_lag_seconds -- between success and history, None: as measured. 0 makes jobs take no time at all."""
-        for number in range(1, count + 1):
+        first = len(self.simulators) + 1
+        for number in range(first, first + count):
             port = self._port()
             url = f"http://{LOOPBACK}:{port}"
             name = f"simulator-{number}"
@@ -79,13 +80,17 @@ class Processes:
                 found.append(json.load(answer))
         return found
 
-    def start_workers(self, database_url: str, capacity: int, *, only: Sequence[str] = WORKERS) -> None:
-        """One submitter, one poller and ops, or some of them, all with default settings."""
+    def start_workers(
+        self, database_url: str, capacity: int, *, only: Sequence[str] = WORKERS, pools: Sequence[str] = ()
+    ) -> None:
+        """One submitter, one poller and ops, or some of them, all with default settings. pools -- of each simulator"""
+        names = pools or ["comfyui"] * len(self.simulators)
         backends = self._folder / "backends.toml"
         backends.write_text(
             "\n".join(
-                f'[[backend]]\nname = "gpu-{number}"\nadapter = "comfyui"\nurl = "{url}"\ncapacity = {capacity}\n'
-                for number, url in enumerate(self.simulators, start=1)
+                f'[[backend]]\nname = "gpu-{number}"\npool = "{pool}"\nadapter = "comfyui"\nurl = "{url}"\n'
+                f"capacity = {capacity}\n"
+                for number, (url, pool) in enumerate(zip(self.simulators, names, strict=True), start=1)
             )
         )
         settings = {

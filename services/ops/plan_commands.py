@@ -274,7 +274,9 @@ def _previewed(preview: Preview) -> str:
 
 
 def _outcomes(preview: Preview) -> list[tuple[int, str]]:
-    return [(count, _SAID[outcome]) for outcome, count in preview.outcomes.items()]
+    said = [(count, _SAID[outcome]) for outcome, count in preview.outcomes.items()]
+    forced = (preview.forced, "by force: another task has completed their order")
+    return [*said, forced] if preview.forced else said
 
 
 def _paced(pace: Pace) -> str:

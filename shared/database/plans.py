@@ -2,6 +2,7 @@
 
 import math
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -15,7 +16,7 @@ from shared.database.adopt import Refused
 from shared.database.engine import in_transaction
 from shared.database.estimates import Estimate, estimate_in
 from shared.database.letters import LetterFilter, ids_in
-from shared.database.predictions import Outcome, predictions_in
+from shared.database.predictions import Outcome, Prediction, predictions_in
 
 
 class PlanState(StrEnum):
@@ -108,11 +109,13 @@ class Preview:
     """What a plan would do now, for the letters that still wait.
 
     outcomes -- how many of each; those that are missing are none
+    forced   -- how many of those that run do so although another task has completed their order
     seconds  -- until the last one has ended, with this pace; None: nobody can say
     """
 
     letters: int
     outcomes: Mapping[Outcome, int]
+    forced: int
     oldest: datetime | None
     newest: datetime | None
     estimate: Estimate
@@ -226,15 +229,9 @@ class Plans:
         )
         if problem := _pace_problem(draft.pace):
             return Refused(problem)
-        made = in_transaction(self._engine, lambda c: self._make(c, draft))
-        if isinstance(made, Refused):
-            return made
-        plan, preview = self.get(made), self.preview(made)
-        if plan is None or preview is None:
-            raise RuntimeError(f"plan {made} vanished")
-        return plan, preview
+        return in_transaction(self._engine, lambda c: self._make(c, draft))
 
-    def _make(self, c: sa.Connection, draft: _Draft) -> int | Refused:
+    def _make(self, c: sa.Connection, draft: _Draft) -> tuple[Plan, Preview] | Refused:
         pool, chosen = draft.pool, draft.chosen
         if pool is not None and pool not in (pools := list(c.execute(_POOLS).scalars())):
             return Refused(f"no backend serves pool {pool!r}; there are: {', '.join(pools) or 'none'}")
@@ -245,7 +242,8 @@ class Plans:
             return Refused(f"no such letter: {', '.join(map(str, sorted(missing)[:10]))}")
         if not letters:
             return Refused("no letter matches")
-        said = _said(draft, c.execute(_WINDOW, {"ids": letters}).one())
+        window = c.execute(_WINDOW, {"ids": letters}).one()
+        said = _said(draft, window)
         values = {"chosen": said, "by_whom": draft.by_whom, "note": draft.note, "pool": pool, "is_forced": draft.force}
         plan_id = int(c.execute(_INSERT, values | _pace_values(draft.pace)).scalar_one())
         items = {"plan": plan_id, "letters": letters, "predicted": [p.outcome for p in predictions]}
@@ -255,7 +253,8 @@ class Plans:
         detail |= {"forced": True} if draft.force else {}
         detail |= {"note": draft.note} if draft.note is not None else {}
         note_action(c, draft.by_whom, "plan make", f"plan {plan_id}", detail)
-        return plan_id
+        plan = _plan(c.execute(_GET, {"id": plan_id}).one())
+        return plan, _preview(c, plan, predictions, window)
 
     def preview(self, plan_id: int) -> Preview | None:
         """What the plan would do now with the letters that wait; None: no such plan. Changes nothing."""
@@ -268,18 +267,7 @@ class Plans:
             ids = list(c.execute(_WAITING, {"id": plan_id}).scalars())
             despite = despite_of(plan.is_forced)
             predictions = predictions_in(c, ids, self._deadline, despite=despite, pool=plan.pool)
-            window = c.execute(_WINDOW, {"ids": ids}).one()
-            going = [p.letter_id for p in predictions if p.outcome.goes]
-            estimate = estimate_in(c, going, plan.pool)
-            counts = {outcome: sum(p.outcome is outcome for p in predictions) for outcome in Outcome}
-            return Preview(
-                letters=len(ids),
-                outcomes={outcome: count for outcome, count in counts.items() if count},
-                oldest=window.oldest,
-                newest=window.newest,
-                estimate=estimate,
-                seconds=_seconds(len(going), plan.pace, estimate),
-            )
+            return _preview(c, plan, predictions, c.execute(_WINDOW, {"ids": ids}).one())
 
         return in_transaction(self._engine, work)
 
@@ -338,6 +326,20 @@ class Plans:
             return plan
 
         return in_transaction(self._engine, work)
+
+
+def _preview(c: sa.Connection, plan: Plan, predictions: Sequence[Prediction], window: sa.Row[Any]) -> Preview:
+    going = [p.letter_id for p in predictions if p.outcome.goes]
+    estimate = estimate_in(c, going, plan.pool)
+    return Preview(
+        letters=len(predictions),
+        outcomes=Counter(p.outcome for p in predictions),
+        forced=sum(p.superseded is not None for p in predictions),
+        oldest=window.oldest,
+        newest=window.newest,
+        estimate=estimate,
+        seconds=_seconds(len(going), plan.pace, estimate),
+    )
 
 
 def despite_of(force: bool) -> frozenset[Outcome]:

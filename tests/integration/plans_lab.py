@@ -78,11 +78,9 @@ class PlansLab(Lab):
         return plan
 
     def let_time_pass(self, plan_id: int, seconds: float = 10.0) -> None:
-        """The pace has saved up as much as it can."""
+        """The pace was used up so many seconds ago; below 0: it will be."""
         self.sql(
-            "update plans set paced_until = paced_until - :s * interval '1 second' where id = :id",
-            s=seconds,
-            id=plan_id,
+            "update plans set paced_until = now() - :s * interval '1 second' where id = :id", s=seconds, id=plan_id
         )
 
     def turn(self, plan_id: int, runner: PlanRunner | None = None) -> Plan:
