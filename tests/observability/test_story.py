@@ -14,35 +14,35 @@ from deploy.prometheus.story.world import BEGIN, Trouble
 TABLE: Final = """
      62   94  BackendDown        gpu-2
      71   96  BackendErrors      gpu-2
-     77  121  BacklogOld         comfyui
-     78  300  OrderSlowBurn3d    comfyui
-     91  139  OrderSlowBurn6h    comfyui
-     94  116  OrderSlowBurn1h    comfyui
-    133  146  DeadLetterSpike
-    135  300  OrderErrorBurn3d   comfyui
+     78  125  BacklogOld         comfyui
+     79  300  OrderSlowBurn3d    comfyui
+     90  143  OrderSlowBurn6h    comfyui
+     94  120  OrderSlowBurn1h    comfyui
+    132  146  DeadLetterSpike
+    134  300  OrderErrorBurn3d   comfyui
     140  154  DeadLettersOpen    execution_failed check
     162  181  LoopHung           poller schedule
+    164  181  ProbeFailing       canary
     165  181  RowsOverdue        poll
-    170  202  BacklogOld         openai_images
+    170  199  BacklogOld         openai_images
     170  236  BacklogOld         comfyui
     178  181  Stalled            comfyui
     178  181  Stalled            openai_images
-    180  195  BacklogVeryOld     openai_images
-    180  208  BacklogVeryOld     comfyui
+    180  194  BacklogVeryOld     openai_images
+    180  209  BacklogVeryOld     comfyui
     184  255  OrderSlowBurn6h    comfyui
     187  300  OrderSlowBurn3d    openai_images
-    189  196  OrderSlowBurn1h    openai_images
+    189  193  OrderSlowBurn1h    openai_images
     191  232  OrderSlowBurn1h    comfyui
-    194  201  OrderSlowBurn6h    openai_images
     251  257  BrokerAlarm
     251  257  BrokerBlocked      ops
     251  257  BrokerBlocked      poller
     251  257  BrokerBlocked      producer
     251  257  BrokerBlocked      submitter
     252  257  FollowUpsLate
+    255  257  ProbeFailing       canary
     255  257  RowsOverdue        poll
-    267  271  OrderSlowBurn1h    comfyui
-    267  294  OrderSlowBurn6h    comfyui
+    267  268  OrderSlowBurn1h    comfyui
 """
 #: Look back over hours, so they go on about what is over: tickets.
 _LONG: Final = ("OrderErrorBurn3d", "OrderSlowBurn3d")

@@ -250,10 +250,10 @@ class World:
             ops.set("tasks_overdue", late.get(bound, 0), bound=bound)
         for check in INVARIANTS:
             ops.set("invariant_violations", 0, check=check)
-        ops.set("database_connections", 31 + self._random.randrange(3), kind="open")
+        ops.set("database_connections", 31 + self._aside.randrange(3), kind="open")
         ops.set("database_connections", 100, kind="limit")
         for question in QUESTIONS:
-            ops.set("state_last_success_timestamp_seconds", at - self._random.uniform(0, 9), question=question)
+            ops.set("state_last_success_timestamp_seconds", at - self._aside.uniform(0, 9), question=question)
             ops.set("state_query_seconds", 0.02, question=question)
 
     def _scrape(self, at: int, *, is_blocked: bool) -> Iterator[str]:
@@ -266,7 +266,7 @@ class World:
             for loop in LOOPS:
                 if service in _PERSISTED.get(loop, ("ops",)):
                     turned = self._turned_at if service == "poller" and loop == "schedule" else at
-                    age = self._random.uniform(0, 2)
+                    age = self._aside.uniform(0, 2)
                     metrics.set("loop_last_success_timestamp_seconds", turned - age, loop=loop)
         for number, service in enumerate(self._metrics):
             yield from self._of(service, at)
