@@ -40,6 +40,8 @@ from shared.domain.password import hash_password
 from shared.domain.retry import RetryPolicy
 from shared.http_connections import http_server
 from shared.observe import metrics
+from shared.providers.offered import Offered
+from shared.providers.workflow import load_workflows
 from shared.storage import Artifacts
 
 _USER: Final = "benchmark"
@@ -77,6 +79,7 @@ def served(url: str) -> Iterator[tuple[str, int, str]]:
             engine=engine,
             store=Artifacts(folder),
             replayer=replayer,
+            offered=Offered(frozenset(pools), {}, load_workflows(ROOT / "deploy/workflows")),
             seen=lambda: exporter.seen,
             pools=pools,
             retry=RetryPolicy(max_charged=5, first_seconds=10.0, factor=3.0, cap_seconds=900.0),

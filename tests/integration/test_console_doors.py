@@ -3,10 +3,8 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fastapi.routing import APIRoute
 
 from shared.database import users
 from shared.database.users import MAX_OF_ADDRESS, MAX_OF_BOTH, Role, Users
@@ -14,7 +12,7 @@ from shared.domain.errors import DatabaseAway
 from shared.domain.password import hash_password
 from tests.factories import at_once
 from tests.integration.console_lab import CHEAP, PASSWORD, Browser, ConsoleLab
-from tests.integration.console_pages import read
+from tests.integration.console_pages import read, routes_of
 
 #: Of routes that name a row; there is none like this.
 NOWHERE = "00000000-0000-4000-8000-000000000000"
@@ -30,14 +28,7 @@ def lab(database_url: str, tmp_path: Path) -> Iterator[ConsoleLab]:
 def paths(lab: ConsoleLab, method: str) -> list[str]:
     """Every page that takes this method, but for the login page."""
 
-    def routes(router: Any) -> Iterator[APIRoute]:
-        for route in router.routes:
-            if isinstance(route, APIRoute):
-                yield route
-            elif hasattr(route, "original_router"):
-                yield from routes(route.original_router)
-
-    found = [route.path for route in routes(lab.app.app.router) if method in route.methods and route.path != "/login"]
+    found = [route.path for route in routes_of(lab.app.app) if method in route.methods and route.path != "/login"]
     assert len(found) > 4
     return [re.sub(r"\{[^}]*\}", "1", re.sub(r"\{[^}]*task_id[^}]*\}", NOWHERE, path)) for path in found]
 
