@@ -1,11 +1,14 @@
 """The console's pages: what they say, how they are found, and foreign text that stays text."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from shared.database.users import Role
+from shared.domain.task import Reason, Status
+from tests.factories import POOL, a_claim
 from tests.integration.console_lab import ConsoleLab
 from tests.integration.console_pages import read
 from tests.integration.hostile_rows import HOSTILE, SHOWN, a_hostile_order
@@ -58,3 +61,213 @@ def test_a_picture_is_served_as_one_and_as_nothing_else(lab: ConsoleLab) -> None
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
     assert browser.get(f"/orders/{task.id}/pictures/1/1").status_code == 404
     assert browser.get(f"/orders/{task.id}/pictures/1/{2**40}").status_code == 404
+
+
+# --- orders -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_order_is_found_by_every_name_it_has(lab: ConsoleLab) -> None:
+    lab.backends(gpu_1=1)
+    task = lab.processing(idempotency_key="shop-1-a", order_id="shop-1")
+    lab.pending(idempotency_key="shop-2-a", order_id="shop-2")
+    lab.tasks.claim([a_claim(idempotency_key="shop-1-b", order_id="shop-1")])
+    browser = lab.as_(Role.VIEWER)
+
+    for name in (task.id, task.job_key, "shop-1-a", "shop-1", "shop-1-b", f"  {str(task.id).upper()} "):
+        answer = browser.ask("GET", "/orders", params={"q": name})
+        assert (answer.status_code, answer.headers["Location"]) == (303, f"/orders/{task.id}"), name
+    assert "No order has this name" in browser.get("/orders?q=shop").text
+    assert browser.get("/orders?q=a%00b").status_code == 200
+
+
+def test_an_order_id_of_several_tasks_lists_them_the_newest_first(lab: ConsoleLab) -> None:
+    first = lab.failed(order_id="shop-1")
+    second = lab.pending(order_id="shop-1")
+
+    page = read(lab.as_(Role.VIEWER).get("/orders?q=shop-1").text)
+
+    assert [link for link in page.links if link.startswith("/orders/")] == [
+        f"/orders/{second.id}",
+        f"/orders/{first.id}",
+    ]
+
+
+def test_pages_of_a_list_hold_every_order_once_though_others_come_in_between(lab: ConsoleLab) -> None:
+    placed = {str(row.task.id) for row in lab.tasks.claim([a_claim() for _ in range(120)])}
+    browser = lab.as_(Role.VIEWER)
+    seen: list[str] = []
+    to = f"/orders?status=pending&pool={POOL}"
+    while to:
+        page = read(browser.get(to).text)
+        seen += [link.removeprefix("/orders/") for link in page.links if link.startswith("/orders/")]
+        lab.pending()
+        to = next((a["href"] for a in page.all("a") if a.get("rel") == "next"), "")
+
+    assert len(seen) == len(placed)
+    assert set(seen) == placed
+
+
+def test_lists_are_narrowed_by_status_and_pool_and_say_when_nothing_is_left(lab: ConsoleLab) -> None:
+    here, elsewhere = lab.pending(), lab.pending(pool="other-pool")
+    failed = lab.failed()
+    browser = lab.as_(Role.VIEWER)
+
+    def orders(path: str) -> set[str]:
+        return {link.removeprefix("/orders/") for link in read(browser.get(path).text).links if "/orders/" in link}
+
+    assert orders("/orders") == {str(here.id), str(elsewhere.id), str(failed.id)}
+    assert orders("/orders?pool=other-pool") == {str(elsewhere.id)}
+    assert orders(f"/orders?pool={POOL}&status=failed") == {str(failed.id)}
+    assert orders("/orders?status=failed&status=pending") == {str(here.id), str(elsewhere.id), str(failed.id)}
+    assert "No order is like this" in browser.get("/orders?pool=nobodys").text
+    for wrong in ("status=done", "before=x", "before=2026-01-01T00:00:00~7", f"before=2026-01-01T00:00:00~{failed.id}"):
+        assert browser.get(f"/orders?{wrong}").status_code == 422, wrong
+
+
+def test_the_story_of_an_order_is_told_whole(lab: ConsoleLab) -> None:
+    lab.backends(gpu_1=1)
+    task = lab.processing(idempotency_key="shop-1-a", order_id="shop-1")
+    lab.tasks.claim([a_claim(idempotency_key="shop-1-b", order_id="shop-1")])
+    task = lab.moved(task, Status.FAILED, reason=Reason.LOST, detail="it vanished", attempt_outcome="lost")
+
+    text = " ".join(read(lab.as_(Role.VIEWER).get(f"/orders/{task.id}").text).text.split())
+
+    for words in (
+        "pending → submitting on gpu-1",
+        "processing → failed on gpu-1 (lost)",
+        f"accepted as {task.job_key}",
+        "shop-1-b kept with this task: same order id",
+        "it vanished",
+        f'"trace_id": "{task.trace_id}"',
+        '"workflow": "demo"',
+    ):
+        assert words in text, words
+
+
+def test_an_endless_story_is_cut_in_the_middle(lab: ConsoleLab) -> None:
+    task = lab.pending()
+    lab.sql("alter table task_moves disable trigger user")
+    lab.sql(
+        "insert into task_moves (task_id, version, at, from_status, to_status, actor, attempt)"
+        " select :id, n, now(), 'submitting', 'pending', 'test', 1 from generate_series(10, 2009) n",
+        id=task.id,
+    )
+
+    page = read(lab.as_(Role.VIEWER).get(f"/orders/{task.id}").text)
+
+    assert "1801 more: darkroom order trace" in page.text
+    assert len(page.all("li")) < 250
+
+
+def test_what_an_order_says_is_shown_without_its_secrets(lab: ConsoleLab) -> None:
+    task = lab.pending(inputs={"image": "https://a:pw@shop.example/p.png?sig=topsecret", "prompt": "a red door"})
+
+    page = lab.as_(Role.VIEWER).get(f"/orders/{task.id}").text
+
+    assert "a red door" in page
+    assert "topsecret" not in page
+    assert "a:pw" not in page
+
+
+def test_there_is_no_page_for_an_order_that_is_none(lab: ConsoleLab) -> None:
+    browser = lab.as_(Role.OPERATOR)
+
+    assert browser.get("/orders/00000000-0000-4000-8000-000000000000").status_code == 404
+    assert browser.get("/orders/nothing").status_code == 404
+    assert browser.post("/orders/00000000-0000-4000-8000-000000000000/cancel").status_code == 404
+
+
+def test_forms_stand_only_where_they_can_do_something(lab: ConsoleLab) -> None:
+    lab.backends(gpu_1=2)
+    operator = lab.as_(Role.OPERATOR)
+    running = lab.processing()
+    done = lab.moved(lab.processing(), Status.COMPLETED)
+
+    def forms(path: str) -> list[str]:
+        return [action.rpartition("/")[2] for action in read(operator.get(path).text).posts[1:]]
+
+    assert forms(f"/orders/{running.id}") == ["cancel"]
+    assert forms(f"/orders/{done.id}") == []
+    doubted = lab.moved(running, Status.FAILED, reason=Reason.OUTCOME_UNKNOWN)
+    assert forms(f"/orders/{doubted.id}") == ["submit-again", "give-up", "adopt"]
+    assert forms("/backends") == ["pause"]
+    lab.slots.pause("gpu-1", "ann", "why", None)
+    assert forms("/backends") == ["resume", "pause"]
+
+
+# --- overview, audit --------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_names_what_is_wrong_and_since_when(lab: ConsoleLab) -> None:
+    lab.backends(gpu_1=2, gpu_2=1, gpu_3=1)
+    browser = lab.as_(Role.VIEWER)
+    assert "Nothing is known yet" in browser.get("/").text
+    lab.exporter.turn()
+    assert "All is well" in browser.get("/").text
+
+    lab.slots.set_health("gpu-2", "down", "refused")
+    lab.slots.pause("gpu-3", "ann", "new driver", None)
+    lab.age(lab.pending(), changed_at=7200)
+    lab.sql(
+        "insert into dead_letters (identity, stage, reason, detail, fingerprint, headers, at)"
+        " values ('i', 'orders', 'invalid_message', 'd', 'f', '{}', now() - interval '3 hours')"
+    )
+    lab.exporter.turn()
+    text = " ".join(read(browser.get("/").text).text.split())
+
+    assert "3 things ask for you" in text
+    assert "gpu-2 does not answer since" in text
+    assert "gpu-3 is paused: new driver" in text
+    assert "1 dead letter waits for a decision since 3 h ago" in text
+    assert "2 h" in text.partition("Pools")[2]
+
+
+def test_the_overview_counts_what_ended_in_the_last_hour(lab: ConsoleLab) -> None:
+    lab.backends(gpu_1=3)
+    lab.moved(lab.processing(), Status.COMPLETED)
+    lab.failed()
+
+    text = " ".join(read(lab.as_(Role.VIEWER).get("/").text).text.split())
+
+    assert "completed 1 ✕ failed 1 ⊘ cancelled 0" in text
+
+
+def test_the_audit_is_narrowed_by_person_action_subject_and_time(lab: ConsoleLab) -> None:
+    lab.backends(gpu_1=1)
+    lab.slots.pause("gpu-1", "ann", "new driver", None)
+    lab.slots.resume("gpu-1", "ann")
+    lab.sql(
+        "insert into operator_actions (at, by_whom, action, subject, detail)"
+        " values ('2026-01-01T12:00Z', 'bob', 'backend pause', 'gpu-2', '{}')"
+    )
+    browser = lab.as_(Role.VIEWER)
+
+    def deeds(query: str) -> list[str]:
+        page = read(browser.get(f"/audit?{query}").text)
+        return [link.partition("by=")[2] for link in page.links if link.startswith("/audit?by=")]
+
+    assert deeds("subject=gpu-1") == ["ann", "ann"]
+    assert deeds("by=bob") == ["bob"]
+    assert deeds("action=backend+pause") == ["bob", "ann"]
+    assert deeds("by=ann&action=backend+resume") == ["ann"]
+    assert deeds("since=2026-01-01T00:00&until=2026-01-02T00:00") == ["bob"]
+    assert deeds("by=nobody") == []
+    assert "Nobody did anything like this" in browser.get("/audit?by=nobody").text
+    assert browser.get("/audit?since=yesterday").status_code == 422
+    assert browser.get("/audit?before=x").status_code == 422
+
+
+def test_pages_of_the_audit_hold_every_action_once(lab: ConsoleLab) -> None:
+    lab.sql(
+        "insert into operator_actions (by_whom, action, subject, detail)"
+        " select 'ann', 'order cancel', 's-' || n, '{}' from generate_series(1, 250) n"
+    )
+    browser = lab.as_(Role.VIEWER)
+    seen: list[str] = []
+    to = "/audit?by=ann"
+    while to:
+        page = read(browser.get(to).text)
+        seen += re.findall(r"s-\d+", page.text)
+        to = next((a["href"] for a in page.all("a") if a.get("rel") == "next"), "")
+
+    assert seen == [f"s-{number}" for number in range(250, 0, -1)]

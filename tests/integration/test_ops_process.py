@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -53,6 +54,7 @@ def environment(tmp_path: Path, database_url: str, amqp_url: str) -> dict[str, s
         "DARKROOM_BACKENDS_FILE": str(backends),
         "DARKROOM_METRICS_PORT": str(free_port()),
         "DARKROOM_CONSOLE_PORT": str(free_port()),
+        "DARKROOM_WORKFLOWS_DIR": str(ROOT / "deploy/workflows"),
     }
 
 
@@ -116,6 +118,35 @@ def test_a_replay_left_behind_by_a_dead_replayer_is_published(lab, ops, environm
     )
     letters = DeadLetters(lab.engine, "test")
     eventually(lambda: letters.replays(letter_id)[0].result == "published", within=20)
+
+
+def test_it_serves_the_console_on_a_port_of_its_own(ops, environment):
+    url = f"http://127.0.0.1:{environment['DARKROOM_CONSOLE_PORT']}/login"
+
+    def login() -> str:
+        try:
+            with urllib.request.urlopen(url, timeout=5) as answer:
+                return answer.read().decode()
+        except OSError:
+            return ""
+
+    assert "darkroom user add NAME --role editor" in eventually(login, within=30)
+
+
+def test_a_taken_console_port_is_a_sentence(environment, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [sys.executable, "-m", "services.ops"],
+            env=environment | {"DARKROOM_CONSOLE_PORT": port},
+            cwd=tmp_path,
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+    assert done.returncode == 2
+    assert b"DARKROOM_CONSOLE_PORT" in done.stderr
+    assert b"Traceback" not in done.stderr
 
 
 def test_on_a_database_without_tables_it_says_what_to_do(environment, empty_database_url, tmp_path):

@@ -25,6 +25,9 @@ from shared.terminal import Quiet
 
 Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
 
+#: Of a long story: an order may have been given back to wait a thousand times.
+_FIRST: Final = 50
+_LAST: Final = 150
 _BAR: Final = 1000
 _LEAST: Final = 6
 
@@ -47,13 +50,15 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         story = history.story(task_id)
         if story is None:
             raise _no_order()
-        task = story.task
+        task, events, stays = story.task, events_of(story), stays_of(story)
         values: dict[str, Any] = {
             "story": story,
             "task": task,
-            "events": events_of(story),
-            "stays": stays_of(story),
-            "bars": _bars(stays_of(story)),
+            "events": events[:_FIRST] + events[max(_FIRST, len(events) - _LAST) :],
+            "left_out": max(0, len(events) - _FIRST - _LAST),
+            "first": _FIRST,
+            "bars": _bars(stays[-_LAST:]),
+            "totals": _totals(stays),
             "body": json.loads(redacted_body(json.dumps(task.body))) if task.body else None,
             "may_cancel": not task.status.is_final,
             "may_adopt": task.status is Status.FAILED and task.attempt > 0,
@@ -143,11 +148,18 @@ def _bars(stays: Sequence[Stay]) -> list[dict[str, Any]]:
             "status": stay.status,
             "x": min(_BAR - _LEAST, round(stay.begin * scale)),
             "width": max(_LEAST, round((stay.end - stay.begin) * scale)),
-            "seconds": stay.end - stay.begin,
-            "is_final": Status(stay.status).is_final,
         }
         for stay in stays
     ]
+
+
+def _totals(stays: Sequence[Stay]) -> dict[str, float | None]:
+    """Seconds in each status, in the order they were first reached; None for a final one."""
+    totals: dict[str, float | None] = {}
+    for stay in stays:
+        before = totals.get(stay.status) or 0.0
+        totals[stay.status] = None if Status(stay.status).is_final else before + stay.end - stay.begin
+    return totals
 
 
 def _page(task: Task) -> str:
