@@ -9,12 +9,13 @@ from services.ops.opened import opened
 from shared.database.attribution import recent_attribution
 from shared.database.letter_groups import Group, GroupFilter, Groups
 from shared.domain.task import Reason
-from shared.terminal import AsJson, ByWhom, duration, fail, plain, print_json, printable, settings, table, tell
+from shared.terminal import AsJson, ByWhom, fail, plain, print_json, printable, settings, table, tell
 
 group_app = typer.Typer(no_args_is_help=True, help="What is known about failures of one kind.")
 
 #: Attempts that began so long ago or later tell whether orders or a backend are to blame.
 _RECENT_SECONDS: Final = 86_400.0
+_RECENT: Final = "24 hours"
 #: Characters shown of what happened and of a note; `group show` has all of them.
 _SHORT: Final = 60
 
@@ -78,7 +79,7 @@ def list_groups(
     ]
     typer.echo(table(headings, rows))
     for sentence in sentences(blame):
-        typer.echo(f"in the last {duration(_RECENT_SECONDS)}, {printable(sentence)}")
+        typer.echo(f"In the last {_RECENT}: {printable(sentence)}")
     if len(groups) == limit:
         tell(f"there may be more than these {limit} (--limit)")
 
@@ -99,7 +100,7 @@ def show(group: Fingerprint, as_json: AsJson = False) -> None:
             shown = ", ".join(value) if isinstance(value, list) else str(value)
             typer.echo(f"{name + ':':<14} " + "\n".join(printable(line) for line in shown.splitlines()))
     for sentence in sentences(blame) or ["neither an order nor a backend stands out"]:
-        typer.echo(f"in the last {duration(_RECENT_SECONDS)}, {printable(sentence)}")
+        typer.echo(f"In the last {_RECENT}: {printable(sentence)}")
 
 
 @group_app.command()

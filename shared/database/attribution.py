@@ -11,8 +11,8 @@ from shared.domain.attribution import Attribution, Seen, attribute
 
 #: Attempts of one backend that are read at most, the newest: a share needs no more, and a page must be quick.
 _MOST: Final = 1000
-#: Through the index over (backend, started_at): one stretch of it for each backend. Of orders that failed there again
-#: and again the last end counts. An attempt that ended as completed, cancelled or without a job says nothing bad.
+#: Through the index over (backend, started_at): one stretch of it for each backend. Of an order
+#: that was there again and again the last end counts, and what went well in the end says nothing bad.
 _SEEN: Final = sa.text("""
 select b.name as backend, b.pool, count(*) as tried,
     coalesce(jsonb_object_agg(e.task_id, e.bad) filter (where e.counts), '{}') as failed,
@@ -20,8 +20,8 @@ select b.name as backend, b.pool, count(*) as tried,
         case when e.counts then (select t.status = 'completed' from tasks t where t.id = e.task_id) end
     ), '[]') as recovered
 from backends b cross join lateral (
-    select a.task_id, (array_agg(a.outcome order by a.attempt desc)
-            filter (where a.outcome not in ('completed', 'cancelled', 'not_created')))[1] as bad
+    select a.task_id, (array_agg(case when a.outcome not in ('completed', 'cancelled', 'not_created') then a.outcome end
+            order by a.attempt desc))[1] as bad
     from (select n.task_id, n.attempt, n.outcome, n.ended_at from attempts n
           where n.backend = b.name and n.started_at < cast(:until as timestamptz)
               and n.started_at >= coalesce(cast(:since as timestamptz), now() - :seconds * interval '1 second')
