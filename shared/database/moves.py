@@ -92,8 +92,8 @@ returning {TASK}
 """)
 
 #: An unnest join updates in the order the planner likes; locking first fixes the order, so two overlapping batches
-#: cannot deadlock.
-LOCK_IN_ORDER: Final = sa.text("select 1 from tasks where id = any(cast(:ids as uuid[])) order by id for update")
+#: cannot deadlock. Not FOR UPDATE: rows that refer to these may be written meanwhile, by somebody who waits for us.
+LOCK_IN_ORDER: Final = sa.text("select 1 from tasks where id = any(cast(:ids as uuid[])) order by id for no key update")
 
 _END_ATTEMPTS: Final = sa.text("""
 update attempts a set ended_at = now(), outcome = v.outcome, detail = v.detail,

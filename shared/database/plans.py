@@ -1,6 +1,5 @@
 """The table `plans`: a frozen set of dead letters, the pace at which it goes round, and how far it has come."""
 
-import math
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -125,6 +124,10 @@ class Preview:
     def going(self) -> int:
         return sum(count for outcome, count in self.outcomes.items() if outcome.goes)
 
+
+#: Nobody means more than that: letters per second, letters in a step, results.
+_MOST: Final = 10_000
+_MOST_STEPS: Final = 100
 
 _INSERT: Final = sa.text("""
 insert into plans (by_whom, chosen, note, changed_by, pool, is_forced, rate, ramp, stop_at, stop_window)
@@ -360,13 +363,13 @@ def _pace_values(pace: Pace) -> dict[str, Any]:
 
 
 def _pace_problem(pace: Pace) -> str | None:
-    if not (math.isfinite(pace.rate) and pace.rate > 0):
-        return "the rate must be above 0 letters per second"
-    if any(step < 1 for step in pace.ramp):
-        return "each step of the ramp must be at least 1 letter"
+    if not 0 < pace.rate <= _MOST:  # no number is neither
+        return f"the rate must be above 0 letters per second, and at most {_MOST}"
+    if not all(1 <= step <= _MOST for step in pace.ramp) or len(pace.ramp) > _MOST_STEPS:
+        return f"the ramp has at most {_MOST_STEPS} steps, each of 1 to {_MOST} letters"
     if pace.stop_at is not None and not 0 < pace.stop_at <= 1:
         return "the share of failures to stop at must be above 0 and at most 1"
-    return None if pace.stop_window >= 1 else "at least the last result must be looked at"
+    return None if 1 <= pace.stop_window <= _MOST else f"1 to {_MOST} last results can be looked at"
 
 
 def _said(draft: _Draft, window: sa.Row[Any]) -> dict[str, Any]:

@@ -65,7 +65,16 @@ def test_a_plan_of_nothing_or_of_letters_that_do_not_exist_is_refused(lab):
 
 
 @pytest.mark.parametrize(
-    "pace", [Pace(rate=0), Pace(rate=float("nan")), Pace(ramp=(0,)), Pace(stop_at=1.5), Pace(stop_window=0)]
+    "pace",
+    [
+        Pace(rate=0),
+        Pace(rate=float("nan")),
+        Pace(rate=1e308),
+        Pace(ramp=(0,)),
+        Pace(ramp=(2**40,)),
+        Pace(stop_at=1.5),
+        Pace(stop_window=0),
+    ],
 )
 def test_a_pace_that_cannot_be_is_refused(lab, pace):
     ids = lab.dead(1)
@@ -317,6 +326,24 @@ def test_two_processes_that_carry_out_the_same_plans_send_each_letter_once(lab):
     assert sum(one.completed for one in progress) == 60
     assert sum(one.refused for one in progress) == 20
     assert len(lab.sql("select * from task_moves where from_status = 'failed' and to_status = 'pending'")) == 60
+
+
+def test_plans_are_carried_out_while_letters_about_the_same_rows_come_again(lab):
+    """The collector locks letters and then refers to rows, a step locks both: neither waits for the other for ever."""
+    tasks = [lab.failed() for _ in range(30)]
+    ids = lab.bury(*map(letter_about, tasks))
+    plan_id = lab.applied(ids, replace(AT_ONCE, rate=5))
+
+    def collect():
+        for _ in range(10):
+            lab.bury(*map(letter_about, tasks))
+
+    def carry_out():
+        for _ in range(10):
+            lab.turn(plan_id)
+
+    at_once([collect, carry_out])
+    assert lab.until_over(plan_id).progress == Progress(completed=30)
 
 
 def test_a_letter_that_somebody_replays_by_hand_meanwhile_is_refused_by_the_plan(lab):
