@@ -21,7 +21,7 @@ from shared.database.letter_states import Deed
 from shared.database.letters import LetterFilter
 from shared.database.replays import Replays
 from shared.domain.letters import failure_fingerprint, masked
-from shared.domain.messages import Message, dead_letter_headers
+from shared.domain.messages import Message, dead_letter_headers, permit
 from shared.domain.outcome import DeadLetter, Done
 from shared.domain.task import Reason, Stage, Status
 from shared.observe.metrics import our_version
@@ -289,13 +289,18 @@ def test_failures_that_differ_in_ids_and_numbers_are_of_one_kind():
 def test_the_broker_s_own_burials_and_ours_end_in_the_table_and_the_queues_are_empty(lab, letters, collector, amqp_url):
     topo = topology(["comfyui"])
     task = lab.failed()
+    verdict = DeadLetter(reason=Reason.REJECTED, detail="no", stage=Stage.SUBMIT)
     broker = Broker(
         [amqp_url],
         topo,
         name="test",
         metrics=lab_metrics(topo),
         subscriptions=[
-            Subscription(queue=dead_queue(stage), handler=collector.handle, prefetch=200, batch=100) for stage in Stage
+            Subscription(queue="submit.comfyui", handler=lambda _: [verdict], prefetch=1),
+            *(
+                Subscription(queue=dead_queue(stage), handler=collector.handle, prefetch=200, batch=100)
+                for stage in Stage
+            ),
         ],
     )
     broker.start()
@@ -305,9 +310,9 @@ def test_the_broker_s_own_burials_and_ours_end_in_the_table_and_the_queues_are_e
         order = Message(
             exchange="orders", routing_key="order.placed", type="t", body=b'{"pool":"comfyui"}', message_id="m-2"
         )
-        broker.publish([ours, ours, order]).result(20)
+        broker.publish([ours, ours, order, permit("comfyui")]).result(20)
         reject_for_ever(amqp_url, "orders")
-        eventually(lambda: len(letters.page(ANY)) == 2, within=20)
+        eventually(lambda: len(letters.page(ANY)) == 3, within=20)
         eventually(lambda: ready(amqp_url, "orders.dead") == ready(amqp_url, "check.dead") == 0, within=10)
     finally:
         assert broker.stop(5)
@@ -317,6 +322,9 @@ def test_the_broker_s_own_burials_and_ours_end_in_the_table_and_the_queues_are_e
     assert (buried.stage, buried.pool, buried.task_id) == ("orders", "comfyui", None)
     assert (buried.queue, buried.exchange, buried.routing_key) == ("orders", "orders", "order.placed")
     assert (buried.broker_reason, buried.version) == ("delivery_limit", None)
+    refused = by_reason["rejected"]
+    assert (refused.queue, refused.exchange, refused.routing_key) == ("submit.comfyui", "", "submit.comfyui")
+    assert (refused.deliveries, refused.broker_reason, refused.version) == (1, None, our_version())
     assert by_reason["execution_failed"].version == our_version()
     assert lab.row(task).status is Status.FAILED
 
