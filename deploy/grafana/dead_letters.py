@@ -10,14 +10,13 @@ _OPEN: Final = "max by (stage, reason) (darkroom_dead_letters_open)"
 _TABLE: Final = f"{_OPEN} > 0 or {none('reason')}"
 
 _COMMANDS: Final = """\
-    darkroom dead list                      # why, by reason and pool
+    darkroom dead groups                    # what died, how many of a kind, since when; orders or a backend
     darkroom dead show 17                   # one letter: its text, its row, its attempts
-    darkroom dead replay 17 --dry-run       # what would happen
-    darkroom dead replay 17                 # failed → pending, all tries again, under your name
+    darkroom dead plan --all --group GROUP  # what a replay would do; `dead apply PLAN` does it
     darkroom dead discard 17 --why "..."    # nobody needs it any more
     darkroom order trace ID                 # the whole story of one order
 
-A replay makes no second picture of an order that has one. What each reason means stands in the README.
+A replay makes no second picture of an order that has one. docs/runbooks.md goes through a night with 300 letters.
 """
 
 _DECIDE: Final = [
