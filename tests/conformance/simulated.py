@@ -119,7 +119,8 @@ class Simulated:
 def simulated(*options: str) -> Iterator[Simulated]:
     """Start a simulator on a free loopback port, and end it by its process."""
     command = [sys.executable, "-m", "services.simulator", "--port", "0", "--seconds-per-image", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # A terminal's Ctrl-C is for whoever runs this; the process is ended below.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         line = process.stdout.readline()
         try:

@@ -43,7 +43,8 @@ class SimulatedApis:
 def simulated_apis(*options: str) -> Iterator[SimulatedApis]:
     """Runs until the block ends. AssertionError when it does not end by itself then."""
     command = [sys.executable, "-m", "services.simulator.apis", "--port", "0", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    # A terminal's Ctrl-C is for whoever runs this; the process is ended below.
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
         assert process.stdout is not None
         try:
             yield SimulatedApis(process.stdout.readline().split()[-1])
