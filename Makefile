@@ -6,9 +6,6 @@ LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet
 # Compiled once: each of the test's workers would compile and rewrite every test again, six seconds of CPU time.
 unexport PYTHONDONTWRITEBYTECODE
 
-# First, so that the other process has all the rest meanwhile.
-LONGEST := tests/slow/test_drill.py tests/slow/test_machine.py
-
 .PHONY: help setup up down status demo test test-slow drill soak compose-test bench docs dashboards lint lock clean
 
 help: ## list the targets
@@ -34,7 +31,7 @@ test: setup ## run all quick tests, against servers of their own
 	@$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## run what takes long: drill, outages, cluster; with `make test` under 40 minutes
-	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) tests/slow
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/slow
 
 drill: setup ## die at every crash point, look what is left, and write the table in docs/drill.md
 	@.venv/bin/darkroom drill --write
