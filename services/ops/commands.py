@@ -19,7 +19,7 @@ from shared.database.letter_states import Deed
 from shared.database.letters import Letters, Page, StoredLetter
 from shared.database.replays import Prediction, Replays, Way
 from shared.database.slots import Slots
-from shared.domain.letters import LetterState
+from shared.domain.letters import LetterState, gist
 from shared.terminal import AsJson, ByWhom, Quiet, fail, plain, print_json, printable, settings, table, tell
 
 dead_app = typer.Typer(no_args_is_help=True, help="Dead letters: why orders died, and what is to become of them.")
@@ -83,7 +83,7 @@ def list_letters(
             m.backend,
             m.task_id,
             m.attempt,
-            _short(m.detail),
+            gist(m.detail, _SHORT),
             m.fingerprint,
         )
         for m in found
@@ -274,13 +274,6 @@ def _end_with_items(items: Sequence[Item] | Sequence[Closed], *, as_json: bool, 
 def _fields(letter: StoredLetter) -> dict[str, Any]:
     fields: dict[str, Any] = plain(letter)
     return {name: value for name, value in fields.items() if name not in {"body", "headers", "has_body"}}
-
-
-def _short(text: str) -> str:
-    """The end of a traceback, the beginning of everything else, on one line."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    line = lines[-1] if "Traceback" in text and lines else " ".join(lines)
-    return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"
 
 
 def _lines(text: str) -> str:

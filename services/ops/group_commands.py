@@ -8,6 +8,7 @@ from services.ops.evidence import sentences
 from services.ops.opened import opened
 from shared.database.attribution import recent_attribution
 from shared.database.letter_groups import Group, GroupFilter, Groups
+from shared.domain.letters import gist
 from shared.domain.task import Reason
 from shared.terminal import AsJson, ByWhom, fail, plain, print_json, printable, settings, table, tell
 
@@ -72,8 +73,8 @@ def list_groups(
             g.last_at,
             _standing(g),
             g.owner,
-            _short(g.example),
-            _short(g.note),
+            gist(g.example or "", _SHORT) or None,
+            gist(g.note or "", _SHORT) or None,
         )
         for g in groups
     ]
@@ -149,11 +150,3 @@ def _fields(group: Group) -> dict[str, object]:
 
 def _standing(group: Group) -> str:
     return f"{group.standing} ({group.fixed_in})" if group.fixed_in else str(group.standing)
-
-
-def _short(text: str | None) -> str | None:
-    if text is None:
-        return None
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    line = lines[-1] if "Traceback" in text and lines else " ".join(lines)
-    return line if len(line) <= _SHORT else line[: _SHORT - 1] + "…"

@@ -49,6 +49,13 @@ def masked(detail: str) -> str:
     return text.strip()[:500]
 
 
+def gist(detail: str, at_most: int) -> str:
+    """The end of a traceback, the beginning of everything else, on one line of so many characters. Pure."""
+    lines = [line.strip() for line in detail.splitlines() if line.strip()]
+    line = lines[-1] if "Traceback" in detail and lines else " ".join(lines)
+    return line if len(line) <= at_most else line[: at_most - 1] + "…"
+
+
 def exception_of(detail: str) -> str | None:
     """The type of the exception whose traceback this is, as Python writes it; None when it is none. Pure.
 

@@ -43,8 +43,8 @@ class Lab:
     def empty(self) -> None:
         """No row of another test's orders stays; quicker than a database of one's own."""
         self.sql(
-            "truncate tasks, duplicate_keys, task_moves, attempts, artifacts, dead_letters, replays, operator_actions"
-            " restart identity cascade"
+            "truncate tasks, duplicate_keys, task_moves, attempts, artifacts, dead_letters, letter_groups, replays,"
+            " operator_actions, purged_keys, purged_pictures restart identity cascade"
         )
 
     def sql(self, statement: str, **values: Any) -> list[sa.Row[Any]]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.domain.letters import exception_of
+from shared.domain.letters import exception_of, gist
 
 FRAMES = (
     "Traceback (most recent call last):\n"
@@ -28,3 +28,16 @@ FRAMES = (
 )
 def test_the_exception_is_the_one_behind_the_last_frame(detail: str, found: str | None) -> None:
     assert exception_of(detail) == found
+
+
+@pytest.mark.parametrize(
+    ("detail", "found"),
+    [
+        (FRAMES + "KeyError: 'images'", "KeyError: 'images'"),
+        ("node 7\n  broke ", "node 7 broke"),
+        ("x" * 41, "x" * 39 + "…"),
+        ("", ""),
+    ],
+)
+def test_the_gist_of_a_failure_is_one_short_line(detail: str, found: str) -> None:
+    assert gist(detail, 40) == found
