@@ -272,6 +272,7 @@ sa.Index("dead_letters_pool", dead_letters.c.pool, dead_letters.c.id)
 sa.Index("dead_letters_backend", dead_letters.c.backend, dead_letters.c.id)
 sa.Index("dead_letters_workflow", dead_letters.c.workflow, dead_letters.c.id)
 sa.Index("dead_letters_task", dead_letters.c.task_id)
+sa.Index("dead_letters_at", dead_letters.c.at)
 
 replays: Final = sa.Table(
     "replays",

@@ -40,6 +40,8 @@ create index operator_actions_by_whom on operator_actions (by_whom, id);
 create index operator_actions_action on operator_actions (action, id);
 create index operator_actions_at on operator_actions (at);
 
+create index dead_letters_at on dead_letters (at);
+
 create index task_moves_ends on task_moves (at, to_status) where to_status in ('completed', 'failed', 'cancelled');
 
 create index tasks_newest_of_pool on tasks (pool, status, created_at, id);
