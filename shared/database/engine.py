@@ -61,6 +61,8 @@ def connect(
         "statement_timeout": limit,
         "idle_in_transaction_session_timeout": limit,
         "lock_timeout": int(lock_timeout_seconds * 1000),
+        # Compiling the question of who is to blame for dead letters took 130 of its 150 ms; all of ours are short.
+        "jit": "off",
         "tcp_keepalives_idle": 10,
         "tcp_keepalives_interval": 5,
         "tcp_keepalives_count": 3,
