@@ -6,7 +6,7 @@ LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet
 # Compiled once: each of the test's workers would compile and rewrite every test again, six seconds of CPU time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup up down status demo test test-slow drill soak compose-test bench docs dashboards lint lock clean
+.PHONY: help setup up down status demo test test-slow drill soak compose-test bench docs dashboards screenshots lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ docs: .venv/.installed ## write docs/messages and docs/metrics.md from the code,
 
 dashboards: .venv/.installed ## write the dashboards again, and their pictures in docs/dashboards
 	@$(PYTHON) -m deploy.grafana --pictures
+
+screenshots: setup ## take pictures of the console's pages for docs/console, in a browser
+	@$(PYTHON) -m deploy.local install --with-chromium
+	@$(PYTHON) -m deploy.screenshots
 
 lint: .venv/.installed ## check style, types and who imports whom
 	@$(PYTHON) -m ruff check .

@@ -39,7 +39,10 @@ _QUICK: Final = {
 
 @dataclass(frozen=True)
 class Counts:
-    """How many die of what. again -- of `memory`, those that the shop has ordered again since, and got."""
+    """How many die of what. again -- of `memory`, those that the shop has ordered again since, and got.
+
+    fine, fine_portraits -- placed before, and completed
+    """
 
     memory: int = 150
     broken: int = 60
@@ -47,6 +50,7 @@ class Counts:
     unreadable: int = 40
     again: int = 10
     fine: int = 22
+    fine_portraits: int = 8
 
     @property
     def letters(self) -> dict[str, int]:
@@ -70,7 +74,10 @@ def kill(system: System, stack: Stack, tasks: Tasks, counts: Counts, console: Co
     fine = demo_orders(run)[: counts.fine]
     memory = [_plain(f"{run}-portrait-{n:03}", n, pool=PORTRAITS) for n in range(counts.memory)]
     broken = [_plain(f"{run}-poster-{n:03}", BROKEN_COLOUR) for n in range(counts.broken)]
-    missing = [_photo(f"{run}-photo-{n:03}", PHOTOS / f"removed-{n:03}.jpg") for n in range(counts.missing)]
+    missing = [_photo(f"{run}-photo-{n:03}", Path(f"/photos/removed-{n:03}.jpg")) for n in range(counts.missing)]
+    fine += [_plain(f"{run}-well-{n:03}", 0x909090 + n, pool=PORTRAITS) for n in range(counts.fine_portraits)]
+    _publish(stack, [order_placed(order) for order in fine])
+    follow(console, tasks, fine)
     no_colour = {
         "match": f'"color": {BROKEN_COLOUR}',
         "exception_type": "ValueError",
@@ -82,8 +89,8 @@ def kill(system: System, stack: Stack, tasks: Tasks, counts: Counts, console: Co
     post(f"{system.simulators[2]}/_sim/faults", {"fail_execution": no_memory})
     unreadable = [_cut_off(order_placed(order)) for order in memory[: counts.unreadable]]
     orders = [*fine, *memory, *broken, *missing]
-    _publish(stack, [*map(order_placed, orders), *unreadable])
-    follow(console, tasks, orders)
+    _publish(stack, [*map(order_placed, orders[len(fine) :]), *unreadable])
+    follow(console, tasks, orders[len(fine) :])
     again = [_plain(f"{order.idempotency_key}-again", n, order_id=order.order_id) for n, order in enumerate(memory)]
     again = again[: counts.again]
     _publish(stack, [order_placed(order) for order in again])
@@ -128,7 +135,7 @@ def show(console: Console, stack: Stack, system: System, pictures: Path) -> bool
             **by_reason,
             "dead letters": (found.total(), expected),
             "kinds of them": (len(groups), 4),
-            "completed": (by_status[Status.COMPLETED], counts.fine + counts.again),
+            "completed": (by_status[Status.COMPLETED], counts.fine + counts.fine_portraits + counts.again),
         },
         {},
     )

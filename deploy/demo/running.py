@@ -123,13 +123,19 @@ def post(url: str, value: object) -> None:
         pass
 
 
-def keep(console: Console, stack: Stack, system: System, steps: Sequence[str] = ()) -> None:
-    """Wait for Ctrl-C beside the running system. steps -- what a person may do now, in their order"""
-    console.print("\n[bold]Running until Ctrl-C[/bold]")
+def user_for(stack: Stack) -> tuple[str, str]:
+    """A person who may do everything in the console: name and password."""
     name, password = "demo", secrets.token_urlsafe(9)
     engine = connect(stack.database_url, pool_size=1)
     Users(engine).add(name, Role.EDITOR, hash_password(password), "demo")
     engine.dispose()
+    return name, password
+
+
+def keep(console: Console, stack: Stack, system: System, steps: Sequence[str] = ()) -> None:
+    """Wait for Ctrl-C beside the running system. steps -- what a person may do now, in their order"""
+    console.print("\n[bold]Running until Ctrl-C[/bold]")
+    name, password = user_for(stack)
     console.print(f"console     {system.console}  sign in as {name} with the password {password}", soft_wrap=True)
     console.print(f"orders    POST {system.api}/v1/orders")
     for name, url in system.health.items():

@@ -28,8 +28,9 @@ class LettersLab(Lab):
         self._collector.handle([letter_about(task)])
         return task
 
-    def unreadable(self, body: bytes = b"no order") -> None:
-        self._collector.handle([a_delivery(body=body, message_id=str(uuid.uuid4()))])
+    def unreadable(self, body: bytes = b"no order", message_id: str | None = None) -> None:
+        """A letter without a row."""
+        self._collector.handle([a_delivery(body=body, message_id=message_id or str(uuid.uuid4()))])
 
     def ids(self, **wanted: str | None) -> list[int]:
         return self.letters.ids(LetterFilter(**wanted))
