@@ -54,6 +54,8 @@ _TYPED: Final = (
     "/orders?status=cancelled",
     "/orders?status=failed&pool=nobodys",
     "/orders?pool=fal&status=submitting",
+    "/letters/list?state=any&text=nothing-like-this",
+    "/letters/list?state=any&text=the",
     "/audit?action=dead+letter+replay",
     "/audit?by=nobody",
     "/audit?subject=nothing",

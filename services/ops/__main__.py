@@ -1,6 +1,7 @@
 """The ops service: records dead letters, carries out replays, watches the promises."""
 
 import logging
+import sys
 import threading
 from functools import partial
 from typing import Final
@@ -97,7 +98,8 @@ def main() -> None:
 
         threads.append(threading.Thread(target=loop, args=(beat,), name=name, daemon=True))
         threads[-1].start()
-    service.wait(console.must_run)
+    service.wait(lambda: service.stopping.set() if console.has_died else None)
+    console_died = console.has_died
     for name in loops:
         service.health.retire(name)
     console.stop()
@@ -108,6 +110,9 @@ def main() -> None:
     leader.close()
     if server is not None:
         server.close()
+    if console_died:
+        log.error("the web console ended by itself")
+        sys.exit(1)
 
 
 def _finish(replayer: Replayer) -> float:

@@ -80,10 +80,10 @@ class Console:
         self._thread.start()
         log.info("console served", extra={"host": host, "port": port})
 
-    def must_run(self) -> None:
-        """Raises CannotStart when the server ended by itself: the supervisor starts the process anew."""
-        if self._thread is not None and not self._thread.is_alive():
-            raise CannotStart("the web console ended by itself")
+    @property
+    def has_died(self) -> bool:
+        """The server ended by itself: the process should end, and be started anew."""
+        return self._thread is not None and not self._thread.is_alive()
 
     def stop(self) -> None:
         """Pages under way are finished."""
