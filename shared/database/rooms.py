@@ -17,9 +17,15 @@ order by name for update
 """)
 
 #: A statement of its own, after the lock: one statement for both would count with a snapshot older than the lock.
+#: No further than anybody wants to know, which has it read along tasks_live and not through a bitmap: such a scan marks
+#: the entries of rows that went on, and the next one does not read them again (0.7 ms, and then 0.02, at 10,000).
 _IN_FLIGHT: Final = sa.text("""
-select backend, count(*) as live from tasks
-where backend = any(:backends) and (status in ('submitting', 'processing') or cancel_owed) group by backend
+select b.name as backend, (
+    select count(*) from (
+        select 1 from tasks t where t.backend = b.name and (t.status in ('submitting', 'processing') or t.cancel_owed)
+        limit b.capacity
+    ) counted) as live
+from backends b where b.name = any(:backends)
 """)
 
 
