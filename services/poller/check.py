@@ -1,14 +1,11 @@
 """Looks at rows that are due: asks the provider once for many jobs, keeps their pictures, moves, pays what is owed."""
 
 import logging
-import queue
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -19,13 +16,12 @@ from services.poller.looking import Looking
 from services.poller.looks import count_looks
 from services.poller.questions import Questions
 from services.poller.runs import Runs
-from shared.database.moves import Change
+from services.poller.side_by_side import Fetch, Keep, Kept, Looked, SideBySide
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.errors import Outage, ProviderAway, ProviderRejected, StorageAway
 from shared.domain.messages import (
     TASK_CHECK,
-    Artifact,
     CheckTasks,
     Delivery,
     check,
@@ -41,29 +37,6 @@ from shared.providers.base import Failed, Gone, Job, JobState, Provider, Repeat,
 from shared.storage import Artifacts
 
 log = logging.getLogger(__name__)
-
-#: Threads that work on the rows of one message.
-_SIDE_BY_SIDE: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    """A job that succeeded, and its pictures, which are written and not yet settled."""
-
-    row: Task
-    state: Succeeded
-    pictures: list[Artifact]
-
-    @property
-    def change(self) -> Change:
-        return Change(
-            task=self.row,
-            to=Status.COMPLETED,
-            artifacts=self.pictures,
-            attempt_outcome="completed",
-            cost=self.state.cost,
-            ended_at=self.state.finished_at,
-        )
 
 
 class Check:
@@ -88,9 +61,9 @@ class Check:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._tasks = tasks
-        self._threads = threads
         self._looking = Looking()
         self._in_hand = InHand()
+        self._side_by_side = SideBySide(threads, self._in_hand)
         self._providers = providers
         self._artifacts = artifacts
         self._max_run = max_run_seconds
@@ -225,63 +198,16 @@ class Check:
 
     def _decide_each(
         self,
-        looked: Sequence[tuple[Task, Provider | None, JobState | None]],
+        looked: Sequence[Looked],
         via: Literal["poll", "push"],
         found: Found,
     ) -> None:
-        """Pictures come side by side; all that have come meanwhile are settled and moved together.
-
-        Each row is in hand for as long as it takes itself, and no longer: while one picture trickles, the others of its
-        message may end and come due.
-        """
         count_looks(self._metrics, [(row, state) for row, _, state in looked])
-        todo = iter(looked)  # taking the next one is a single step, for any number of threads
-        come: queue.SimpleQueue[_Kept | None] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                for row, provider, state in todo:
-                    if self._in_hand.take(row):
-                        self._decide_in_hand(row, provider, state, found, come.put)
-            finally:
-                come.put(None)
-
-        workers = [self._threads.submit(work) for _ in range(min(len(looked), _SIDE_BY_SIDE))]
-        at_work = len(workers)
-        outage: Outage | None = None
-        while at_work:
-            batch = _what_is_there(come)
-            at_work -= batch.count(None)
-            kept = [one for one in batch if one is not None]
-            try:
-                self._complete_all(kept if outage is None else [], via, found)
-            except Outage as error:
-                outage = error  # raised once nobody works for this message any more
-            finally:
-                for one in kept:
-                    self._in_hand.give_back(one.row)
-        for worker in workers:
-            worker.result()
-        if outage is not None:
-            raise outage
-
-    def _decide_in_hand(
-        self,
-        row: Task,
-        provider: Provider | None,
-        state: JobState | None,
-        found: Found,
-        keep: Callable[[_Kept], None],
-    ) -> None:
-        """What is kept stays in hand until it is completed."""
-        kept: list[_Kept] = []
-        try:
-            self._ends.guarded(row, found, partial(self._decide, row, provider, state, found, kept.append))
-        finally:
-            if not kept:
-                self._in_hand.give_back(row)
-        for one in kept:
-            keep(one)
+        self._side_by_side.decide(
+            looked,
+            lambda one, fetch, keep: self._ends.guarded(one[0], found, partial(self._decide, one, fetch, keep, found)),
+            lambda kept: self._complete_all(kept, via, found),
+        )
 
     def _states(self, provider: Provider | None, rows: Sequence[Task]) -> Mapping[uuid.UUID, JobState]:
         """What is known of each job now; nothing when the provider does not answer."""
@@ -302,20 +228,14 @@ class Check:
             self._tasks.seen_running(row.id for row in rows if isinstance(states.get(Job.of(row).job_key), Running))
         return states
 
-    def _decide(
-        self,
-        row: Task,
-        provider: Provider | None,
-        state: JobState | None,
-        found: Found,
-        keep: Callable[[_Kept], None],
-    ) -> None:
+    def _decide(self, looked: Looked, fetch: Fetch, keep: Keep, found: Found) -> None:
         """keep -- takes what is to be completed"""
+        row, provider, state = looked
         if isinstance(state, Succeeded | Failed | Gone):
             self._has_ended(row)
         match state:
             case Succeeded() if provider is not None:
-                self._fetch(row, provider, state, found, keep)
+                self._fetch(row, state, fetch, keep, found)
             case Failed():
                 self._ends.again(row, state, found)
             case Gone():
@@ -324,7 +244,7 @@ class Check:
             case _ if row.is_past_deadline:
                 self._ends.fail(row, Reason.DEADLINE, "the deadline passed while the job ran", found, cancel_owed=True)
             case Running(waiting=False) if provider is not None:
-                self._limit(row, provider, found, keep)
+                self._limit(row, provider, keep, found)
             case _:
                 pass  # it waits its turn there, or nothing was learned
 
@@ -337,13 +257,11 @@ class Check:
     def _limit_of(self, row: Task) -> float:
         return self._max_run.get(row.backend or "", float("inf"))
 
-    def _fetch(
-        self, row: Task, provider: Provider, state: Succeeded, found: Found, keep: Callable[[_Kept], None]
-    ) -> None:
+    def _fetch(self, row: Task, state: Succeeded, fetch: Fetch, keep: Keep, found: Found) -> None:
         """Write the job's pictures to the store and hand them on; else something else becomes of the row."""
         try:
             written = []
-            for index, picture in enumerate(provider.fetch(Job.of(row), state.outputs)):
+            for index, picture in enumerate(fetch()):
                 with picture:
                     written.append(self._artifacts.write(row.id, row.attempt, index, picture))
         except ProviderAway as error:
@@ -367,14 +285,14 @@ class Check:
                 row, Failed(reason=Reason.NO_OUTPUTS, why="the job made no picture", retryable=True), found
             )
         else:
-            keep(_Kept(row, state, written))
+            keep(Kept(row, state, written))
 
     def _not_stored(self, row: Task, error: StorageAway, found: Found) -> None:
         log.error("picture not stored yet", extra={"why": str(error)})
         if row.is_past_deadline:
             self._ends.fail(row, Reason.STORE_FAILED, str(error), found)
 
-    def _complete_all(self, kept: Sequence[_Kept], via: Literal["poll", "push"], found: Found) -> None:
+    def _complete_all(self, kept: Sequence[Kept], via: Literal["poll", "push"], found: Found) -> None:
         """One round to the disk and one transaction for all of them; when that meets a bug, for each alone."""
         if len(kept) > 1:
             try:
@@ -388,7 +306,7 @@ class Check:
         for one in kept:
             self._ends.guarded(one.row, found, partial(self._complete, [one], via, found))
 
-    def _complete(self, kept: Sequence[_Kept], via: Literal["poll", "push"], found: Found) -> None:
+    def _complete(self, kept: Sequence[Kept], via: Literal["poll", "push"], found: Found) -> None:
         try:
             self._artifacts.settle([picture for one in kept for picture in one.pictures])
         except StorageAway as error:
@@ -402,7 +320,7 @@ class Check:
             else:
                 self._completed(one, completed, via, found)
 
-    def _completed(self, one: _Kept, completed: Task, via: Literal["poll", "push"], found: Found) -> None:
+    def _completed(self, one: Kept, completed: Task, via: Literal["poll", "push"], found: Found) -> None:
         self._in_hand.has_moved(completed)
         if one.state.finished_at is not None:
             backend, lag = one.row.backend or "", completed.changed_at.timestamp() - one.state.finished_at
@@ -417,7 +335,7 @@ class Check:
         found.then.append(event(completed, "completed", one.pictures))
         found.paid.append(FollowUp(completed.id, completed.version))
 
-    def _limit(self, row: Task, provider: Provider, found: Found, keep: Callable[[_Kept], None]) -> None:
+    def _limit(self, row: Task, provider: Provider, keep: Keep, found: Found) -> None:
         """Cancel a job that has run for too long. One that was done before that could reach it is kept all the same."""
         limit = self._limit_of(row)
         ran = self._runs.seconds(row.job_key) if row.job_key is not None else 0.0
@@ -433,20 +351,11 @@ class Check:
             return
         self._runs.forget(Job.of(row).job_key)
         if isinstance(state, Succeeded):
-            self._fetch(row, provider, state, found, keep)
+            self._fetch(row, state, partial(provider.fetch, Job.of(row), state.outputs), keep, found)
         else:
             why = f"still running after {limit:.0f} s"
             late = Failed(reason=Reason.ATTEMPTS_EXHAUSTED, why=why, retryable=True, elsewhere=True)
             self._ends.again(row, late, found)
-
-
-def _what_is_there(come: queue.SimpleQueue[_Kept | None]) -> list[_Kept | None]:
-    """Waits for the first one only."""
-    batch = [come.get()]
-    with suppress(queue.Empty):
-        while True:
-            batch.append(come.get_nowait())
-    return batch
 
 
 def _unknown(detail: str) -> DeadLetter:

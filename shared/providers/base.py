@@ -11,6 +11,7 @@ from shared.domain.task import Accepted, Cost, Reason, Sent, Task, seed_for
 __all__ = [
     "Accepted",
     "Failed",
+    "FetchesTogether",
     "GoOn",
     "Gone",
     "Job",
@@ -226,3 +227,13 @@ class SubmitsTogether(Provider, Protocol):
 
         Raises nothing that `submit` raises: that comes from the GoOn.
         """
+
+
+@runtime_checkable
+class FetchesTogether(Provider, Protocol):
+    """A provider whose pictures one thread can fetch side by side."""
+
+    def fetch_together(
+        self, outputs: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> Iterator[list[tuple[int, Sequence[BinaryIO] | Exception]]]:
+        """`fetch` of each: by place its pictures, or what it would raise, as they come."""

@@ -8,14 +8,13 @@ facts about the server: version 0.33.0 is `modern` here, 0.3.64 is `legacy`.
 
 import hashlib
 import json
-import tempfile
 import threading
 import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, BinaryIO, Final
 from urllib.parse import quote
 
 from shared.domain.errors import (
@@ -32,13 +31,12 @@ from shared.providers.base import Accepted, Gone, GoOn, Job, JobState, Prepared,
 from shared.providers.comfyui_answers import PromptAccepted, misses_picture, read, refusal
 from shared.providers.comfyui_http import Answer, BadAnswer, NoAnswer, NoConnection, Observe, Server, Silence, Timings
 from shared.providers.comfyui_looks import Looks
+from shared.providers.comfyui_pictures import fetched, fetched_together
 from shared.providers.inputs import Picture, Pictures
 from shared.providers.workflow import OUR_FOLDER, Workflows
 
 #: Largest picture taken from a server.
 MAX_PICTURE_BYTES: Final = 64 * 2**20
-#: Pictures up to this size stay in memory while they are handed on.
-_SPOOL_BYTES: Final = 4 * 2**20
 #: Names of pictures a server is known to hold. Losing one costs an upload of bytes it already has.
 _UPLOADS_REMEMBERED: Final = 1024
 #: Statuses that a wrong address or a proxy in front gives: nothing was created, and no order is at fault.
@@ -52,7 +50,7 @@ def ignore(operation: str, result: str, seconds: float) -> None:  # the shape of
 
 
 class ComfyUI:
-    """Implements shared.providers.base.Provider and SubmitsTogether."""
+    """Implements shared.providers.base.Provider, SubmitsTogether and FetchesTogether."""
 
     def __init__(
         self,
@@ -316,23 +314,12 @@ class ComfyUI:
 
         Raises FileNotFoundError when one is gone, and ProviderRejected (NO_OUTPUTS) when one is above the size cap.
         """
-        for output in outputs:
-            yield self._fetch_one({key: str(output[key]) for key in ("filename", "subfolder", "type")})
+        return fetched(self._server, outputs, self._max_picture_bytes)
 
-    def _fetch_one(self, names: Mapping[str, str]) -> BinaryIO:
-        file = cast(BinaryIO, tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES))  # noqa: SIM115  # handed on
-        try:
-            if self._server.download(names, file, self._max_picture_bytes) is None:
-                raise FileNotFoundError(f"{names['subfolder']}/{names['filename']} is gone")
-            crash_point(CrashPoint.PICTURE_FETCHED)
-            file.seek(0)
-        except ValueError as error:
-            file.close()
-            raise ProviderRejected(str(error), reason=Reason.NO_OUTPUTS) from error
-        except BaseException:
-            file.close()
-            raise
-        return file
+    def fetch_together(
+        self, outputs: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> Iterator[list[tuple[int, Sequence[BinaryIO] | Exception]]]:
+        return fetched_together(self._server, outputs, self._max_picture_bytes)
 
     # -- cancelling
 

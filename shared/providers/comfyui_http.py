@@ -32,6 +32,8 @@ Observe = Callable[[str, str, float], None]
 #: Largest JSON answer read. A queue of 2 000 graphs is 5 MB.
 _MAX_JSON_BYTES: Final = 64 * 2**20
 _KEPT_CONNECTIONS: Final = 32
+#: Pictures that one thread fetches at the same time.
+_DOWNLOADS_AT_ONCE: Final = 4
 #: What a proxy's error page is, and no picture: the one that was asked for may be there, so it is asked for again.
 _NO_FILE: Final = ("text/", "application/json")
 _HEADERS: Final = ("User-Agent: darkroom", "Accept: */*")
@@ -177,26 +179,40 @@ class Server:
             tail.extend(piece)
             del tail[:-12]
 
-        status = self._file("poll", params, self._timings.read, keep_last, headers=["Range: bytes=-12"]).status
+        with self._call("poll") as call, self._translated("GET", "/view"):
+            status = self._curl.call(self._view(params, self._timings.read, keep_last, ["Range: bytes=-12"])).status
+            call.result = _result(status, is_readable=True)
         if status not in (200, 206):
             raise BadAnswer(f"GET /view of the last bytes: HTTP {status}")
         return tail[4:8] == b"IEND"
 
     def download(self, params: Mapping[str, str], target: BinaryIO, max_bytes: int) -> int | None:
         """Write a file into `target` and return its size; None when it is gone. Raises ValueError above `max_bytes`."""
-        size = 0
+        file = _Target(target, max_bytes)
+        with self._call("download") as call, self._translated("GET", "/view"):
+            return file.end(self._curl.call(self._view(params, self._timings.view_read, file.take)), call)
 
-        def write(head: Head, piece: bytes) -> None:
-            nonlocal size
-            if not _is_file(head):
-                return
-            size += len(piece)
-            if size > max_bytes:
-                raise ValueError(f"the picture is larger than {max_bytes} bytes")
-            target.write(piece)
+    def download_each(
+        self, files: Sequence[tuple[Mapping[str, str], BinaryIO]], max_bytes: int
+    ) -> Iterator[list[tuple[int, int | Exception | None]]]:
+        """`download` of each, some at once: by place what is returned or raised there, as it comes."""
+        targets = [_Target(target, max_bytes) for _, target in files]
+        calls = [
+            self._view(params, self._timings.view_read, file.take)
+            for (params, _), file in zip(files, targets, strict=True)
+        ]
+        began = time.monotonic()
+        for ended in self._curl.together(calls, at_once=_DOWNLOADS_AT_ONCE):
+            yield [(place, self._downloaded(began, found, targets[place])) for place, found in ended]
 
-        head = self._file("download", params, self._timings.view_read, write)
-        return size if _is_file(head) else None
+    def _downloaded(self, began: float, found: Head | Exception, file: "_Target") -> int | Exception | None:
+        try:
+            with self._call("download", began) as call, self._translated("GET", "/view"):
+                if isinstance(found, Exception):
+                    raise found
+                return file.end(found, call)
+        except (ProviderAway, ValueError) as error:
+            return error
 
     def _json(self, method: str, path: str, operation: str, **how: Any) -> Answer:
         """how -- see `_what`"""
@@ -240,25 +256,20 @@ class Server:
         wait = None if head.status == 200 else _retry_after(head)
         return Answer(head.status, decoded, raw[:500].decode("utf-8", "replace"), wait)
 
-    def _file(
+    def _view(
         self,
-        operation: str,
         params: Mapping[str, str],
         silence: float,
         take: Callable[[Head, bytes], None],
-        *,
         headers: Sequence[str] = (),
-    ) -> Head:
+    ) -> Call:
         """GET /view."""
         limits = Limits(
             connect=self._connect_seconds(),
             total=self._what_is_left(self._timings.view_limit),
             silence=self._what_is_left(silence),
         )
-        with self._call(operation) as call, self._translated("GET", "/view"):
-            head = self._curl.call(Call("GET", self._target("/view", params), limits, take, [*_HEADERS, *headers]))
-            call.result = _result(head.status, is_readable=True)
-            return head
+        return Call("GET", self._target("/view", params), limits, take, [*_HEADERS, *headers])
 
     def _target(self, path: str, params: Mapping[str, str] | None) -> str:
         return self._base + path + (f"?{urlencode(params)}" if params else "")
@@ -314,6 +325,27 @@ class Server:
 @dataclass(slots=True)
 class _Call:
     result: str = "other"
+
+
+@dataclass(slots=True)
+class _Target:
+    """Where a file is written to, and its size so far."""
+
+    file: BinaryIO
+    max_bytes: int
+    size: int = 0
+
+    def take(self, head: Head, piece: bytes) -> None:
+        if not _is_file(head):
+            return
+        self.size += len(piece)
+        if self.size > self.max_bytes:
+            raise ValueError(f"the picture is larger than {self.max_bytes} bytes")
+        self.file.write(piece)
+
+    def end(self, head: Head, call: _Call) -> int | None:
+        call.result = _result(head.status, is_readable=True)
+        return self.size if _is_file(head) else None
 
 
 def _retry_after(head: Head) -> float | None:

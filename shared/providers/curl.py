@@ -114,6 +114,7 @@ class Curl:
 
     def __init__(self, kept: int) -> None:
         self._idle: deque[pycurl.Curl] = deque(maxlen=kept)  # a handle that falls out closes its connections
+        self._multis: deque[pycurl.CurlMulti] = deque(maxlen=kept)  # each with connections of its own
 
     def call(self, call: Call) -> Head:
         """The head of the answer, once `take` had all of its body. Raises NotConnected, Silent, Broken."""
@@ -125,33 +126,46 @@ class Curl:
         self._keep(begun.handle)
         return begun.head
 
-    def together(self, calls: Sequence[Call]) -> Iterator[list[tuple[int, Head | Exception]]]:
-        """All at once, on this thread: by place what has ended, as heads or as what `call` would raise.
+    def together(
+        self, calls: Sequence[Call], *, at_once: int | None = None
+    ) -> Iterator[list[tuple[int, Head | Exception]]]:
+        """All, or so many `at_once`, on this thread: by place what has ended, as heads or as what `call` would raise.
 
-        What ends at about the same time comes in one list. For calls that are sent `once`: no connection is kept.
+        What ends at about the same time comes in one list.
         """
-        multi = pycurl.CurlMulti()
+        multi = self._multi()
+        waiting = deque(enumerate(calls))
         running: dict[pycurl.Curl, tuple[int, _Begun]] = {}
-        try:
-            for place, call in enumerate(calls):
+
+        def fill() -> int:
+            while waiting and (at_once is None or len(running) < at_once):
+                place, call = waiting.popleft()
                 begun = _Begun(self._handle(), call)
                 multi.add_handle(begun.handle)
                 running[begun.handle] = (place, begun)
-            while running:
-                yield [
-                    self._ended(multi, *running.pop(handle), code) for handle, code in _which_end(multi, len(running))
-                ]
+            return len(running)
+
+        def end(handle: "pycurl.Curl", code: int) -> tuple[int, Head | Exception]:
+            place, begun = running.pop(handle)
+            multi.remove_handle(handle)
+            if code != pycurl.E_OK:
+                return place, begun.meaning(code)
+            self._keep(handle)
+            return place, begun.head
+
+        try:
+            while fill():
+                yield list(_ends(multi, fill, end))
         finally:
             for handle in running:
                 multi.remove_handle(handle)
-            multi.close()
+        self._multis.append(multi)
 
-    def _ended(self, multi: "pycurl.CurlMulti", place: int, begun: "_Begun", code: int) -> tuple[int, Head | Exception]:
-        multi.remove_handle(begun.handle)
-        if code != pycurl.E_OK:
-            return place, begun.meaning(code)
-        self._keep(begun.handle)
-        return place, begun.head
+    def _multi(self) -> "pycurl.CurlMulti":
+        try:
+            return self._multis.pop()
+        except IndexError:
+            return pycurl.CurlMulti()
 
     def _handle(self) -> "pycurl.Curl":
         try:
@@ -164,20 +178,27 @@ class Curl:
         self._idle.append(handle)
 
 
-def _which_end(multi: "pycurl.CurlMulti", running: int) -> list[tuple["pycurl.Curl", int]]:
-    """Those that end now, and what ends within the patience after the first of them; with libcurl's code."""
-    found: list[tuple[pycurl.Curl, int]] = []
+def _ends(
+    multi: "pycurl.CurlMulti",
+    fill: Callable[[], int],
+    end: Callable[["pycurl.Curl", int], tuple[int, Head | Exception]],
+) -> Iterator[tuple[int, Head | Exception]]:
+    """Those that end now, and what ends within the patience after the first of them.
+
+    fill -- begins what there is room for; how many are running then
+    end  -- takes one out, with libcurl's code
+    """
     ends = math.inf
-    while True:
+    while fill():
         multi.perform()
-        _, done, failed = multi.info_read(running)
-        found += [(handle, pycurl.E_OK) for handle in done] + [(handle, code) for handle, code, _ in failed]
-        if found and ends == math.inf:
-            ends = time.monotonic() + _PATIENCE_SECONDS
+        _, done, failed = multi.info_read()
+        for handle, code in [*((handle, pycurl.E_OK) for handle in done), *((h, code) for h, code, _ in failed)]:
+            ends = min(ends, time.monotonic() + _PATIENCE_SECONDS)
+            yield end(handle, code)
         left = min(_LOOK_SECONDS, ends - time.monotonic())
-        if len(found) == running or left <= 0:
-            return found
-        if multi.select(left) < 0:  # it waits for something that is no socket, such as a name
+        if left <= 0:
+            return
+        if not (done or failed) and multi.select(left) < 0:  # it waits for no socket, but for a name
             time.sleep(min(_NAME_SECONDS, left))
 
 

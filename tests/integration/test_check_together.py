@@ -1,20 +1,48 @@
 """The rows of one message: what has come by now goes to the disk and into the table together, and fails alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from threading import Event
+from typing import Any, BinaryIO
 
 import pytest
 
 from shared.database.moves import Change
-from shared.domain.errors import DatabaseAway, ProviderAway, StorageAway
+from shared.domain.errors import DatabaseAway, ProviderAway, ProviderRejected, StorageAway
 from shared.domain.task import Reason, Status, Task
 from shared.providers.base import Job, Succeeded
-from tests.factories import a_check, at_once
+from tests.factories import FakeProvider, a_check, a_picture, at_once
 from tests.integration.check_lab import Lab, names
 from tests.waiting import eventually
 
 DONE = Succeeded(outputs=[{}])
+
+
+class Together(FakeProvider):
+    """Gives the pictures of several jobs from one thread.
+
+    goes_wrong -- by place what is said of a job's picture instead
+    """
+
+    def __init__(self) -> None:
+        super().__init__(seconds=0.005)
+        self.goes_wrong: dict[int, Exception] = {}
+        self.before_the_last: Callable[[], object] = lambda: None
+
+    def fetch_together(
+        self, outputs: Sequence[Sequence[Mapping[str, Any]]]
+    ) -> Iterator[list[tuple[int, Sequence[BinaryIO] | Exception]]]:
+        for place, ours in enumerate(outputs):
+            if place == len(outputs) - 1:
+                self.before_the_last()
+            yield [(place, self.goes_wrong.get(place) or [a_picture() for _ in ours])]
+
+
+@pytest.fixture
+def together(database_url: str) -> Iterator[Lab]:
+    lab = Lab(database_url, Together())
+    yield lab
+    lab.close()
 
 
 @pytest.fixture
@@ -161,3 +189,48 @@ def test_a_row_is_free_again_after_a_look_that_ended_badly(lab: Lab, monkeypatch
             lab.look(task)
 
     assert names(lab.look(task)) == ["order.completed"]
+
+
+def test_pictures_that_come_together_fail_each_for_its_own_row(together: Lab) -> None:
+    assert isinstance(together.provider, Together)
+    tasks = [together.running(DONE) for _ in range(6)]
+    together.provider.goes_wrong = {
+        1: FileNotFoundError("gone"),
+        2: ProviderAway("it does not answer"),
+        3: ProviderRejected("too large", reason=Reason.NO_OUTPUTS),
+    }
+
+    outcome = together.look(*tasks)
+
+    statuses = [together.now(task).status for task in tasks]
+    done = Status.COMPLETED
+    assert statuses == [done, Status.PENDING, Status.PROCESSING, Status.FAILED, done, done]
+    assert sorted(names(outcome)) == ["check.dead", *["order.completed"] * 3, "order.failed"]
+
+
+def test_of_pictures_that_come_together_a_slow_one_keeps_nobody_waiting(together: Lab) -> None:
+    assert isinstance(together.provider, Together)
+    tasks = [together.running(DONE) for _ in range(6)]
+
+    def others_are_done() -> bool:
+        return [together.now(task).status for task in tasks[:-1]] == [Status.COMPLETED] * 5
+
+    together.provider.before_the_last = lambda: eventually(others_are_done, within=15)
+
+    assert names(together.look(*tasks)) == ["order.completed"] * 6
+
+
+def test_rows_are_free_again_when_their_pictures_could_not_be_asked_for(
+    together: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [together.running(DONE) for _ in range(6)]
+
+    def broken(_: object) -> Iterator[Any]:
+        raise DatabaseAway("in the middle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(together.provider, "fetch_together", broken)
+        with pytest.raises(DatabaseAway):
+            together.look(*tasks)
+
+    assert names(together.look(*tasks)) == ["order.completed"] * 6

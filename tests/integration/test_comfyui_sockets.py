@@ -4,13 +4,14 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import pytest
 
 from shared.domain.errors import OutcomeUnknown, ProviderAway, ProviderBusy, ProviderRejected
 from shared.providers.base import Accepted, Job, Prepared, Running
 from shared.providers.comfyui import ComfyUI
-from shared.providers.comfyui_http import Timings
+from shared.providers.comfyui_http import BrokenConnection, Timings
 from shared.providers.inputs import Pictures
 from tests.integration.comfyui_lab import PHOTOS, WORKFLOWS, a_job
 from tests.integration.scripted_server import Request, Server, answer, scripted_server
@@ -250,3 +251,35 @@ def test_an_upload_that_fails_created_nothing(server: Server, adapter: ComfyUI, 
     server.on("POST /upload/image", answer(status, b""))
     with pytest.raises(ProviderBusy):
         adapter.prepare(a_job("photo-invert", photo="cat.jpg"))
+
+
+def test_pictures_fetched_together_end_as_they_would_alone(server: Server) -> None:
+    small = ComfyUI("gpu-1", server.url, WORKFLOWS, Pictures(), timings=QUICK, max_picture_bytes=1000)
+
+    def view(request: Request) -> bytes:
+        if "gone" in request.path:
+            return answer(404, b"")
+        if "cut" in request.path:
+            return answer(200, b"x" * 100)[:-1]
+        return answer(200, b"x" * (1001 if "large" in request.path else 1000))
+
+    server.on("GET /view", view)
+    jobs = [["a", "b"], ["a", "gone"], ["large"], [], ["cut"], ["a"]]
+    outputs = [[{"filename": name, "subfolder": "", "type": "output"} for name in names] for names in jobs]
+
+    found = dict(one for ended in small.fetch_together(outputs) for one in ended)
+
+    seen = [found[place] for place in range(len(jobs))]
+    assert [type(one) if isinstance(one, Exception) else [content(file) for file in one] for one in seen] == [
+        [b"x" * 1000] * 2,
+        FileNotFoundError,
+        ProviderRejected,
+        [],
+        BrokenConnection,
+        [b"x" * 1000],
+    ]
+
+
+def content(file: BinaryIO) -> bytes:
+    with file:
+        return file.read()
