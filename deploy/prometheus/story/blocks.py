@@ -19,6 +19,7 @@ from deploy.local.process import Process, launch
 from deploy.prometheus import recorded, without_rules
 
 _START_SECONDS: Final = 60
+_RULES: Final = "recording.yml"
 
 
 @contextmanager
@@ -32,24 +33,23 @@ def served(text: str, *, rules_seconds: int = 0, begin: int = 0, end: int = 0) -
     program = prometheus(print)
     with TemporaryDirectory() as name:
         folder = Path(name)
-        data = folder / "data"
         (folder / "story").write_text(text, encoding="utf-8")
-        _promtool(program, "create-blocks-from", "openmetrics", "-q", folder / "story", data)
+        _promtool(program, folder, "create-blocks-from", "openmetrics", "-q", "story", "data")
         (folder / "prometheus.yml").write_text("", encoding="utf-8")
         if rules_seconds:
-            rules = folder / "recording.yml"
-            rules.write_text(_flat_rules(), encoding="utf-8")
+            (folder / _RULES).write_text(_flat_rules(), encoding="utf-8")
             with _running(program, folder) as url:
                 span = [f"--start={begin}", f"--end={end}", f"--eval-interval={rules_seconds}s"]
-                _promtool(program, "create-blocks-from", "rules", f"--url={url}", f"--output-dir={data}", *span, rules)
+                where = [f"--url={url}", "--output-dir=data"]
+                _promtool(program, folder, "create-blocks-from", "rules", *where, *span, _RULES)
         with _running(program, folder) as url:  # it finds new blocks when it starts
             yield url
 
 
-def _promtool(program: Path, *arguments: str | Path) -> None:
-    answer = subprocess.run(
-        [program.with_name("promtool"), "tsdb", *arguments], capture_output=True, text=True, check=False
-    )
+def _promtool(program: Path, folder: Path, *arguments: str) -> None:
+    """In the folder: when within a minute it evaluates rules depends on the name of their file as it is given."""
+    command = [str(program.with_name("promtool")), "tsdb", *arguments]
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if answer.returncode:
         raise StackProblem(f"promtool tsdb {arguments[1]}: {answer.stderr[-2000:]}")
 
