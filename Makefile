@@ -6,7 +6,7 @@ LOCK := CUSTOM_COMPILE_COMMAND="make lock" $(PYTHON) -m piptools compile --quiet
 # Compiled once: each of the test's workers would compile and rewrite every test again, six seconds of CPU time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup up down status demo test test-slow drill soak compose-test bench docs dashboards screenshots lint lock clean
+.PHONY: help setup up down status demo incident test test-slow drill soak compose-test bench docs dashboards screenshots lint lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ status: ## show what runs, and where
 
 demo: setup ## run orders through the whole system and show what happens; PROVIDERS=1 adds image APIs, DEAD=1 kills 300, KEEP=1 stays
 	@$(PYTHON) -m deploy.demo
+
+incident: setup ## kill a ComfyUI server under load, let the alert fire for real, bring it back; about two minutes
+	@$(PYTHON) -m deploy.incident
 
 test: setup ## run all quick tests, against servers of their own
 	@$(PYTHON) -m deploy.local install --with-prometheus --with-chromium

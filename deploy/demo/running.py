@@ -67,10 +67,13 @@ def follow(console: Console, tasks: Tasks, orders: Sequence[Order]) -> dict[uuid
 
 
 def all_as_expected(
-    console: Console, expected: Mapping[str, tuple[object, object]], more: Mapping[str, object]
+    console: Console,
+    expected: Mapping[str, tuple[object, object]],
+    more: Mapping[str, object],
+    title: str = "What became of them",
 ) -> bool:
     """Print what was found; a number that is not what it must be in red, and False then."""
-    table = Table(title="What became of them", show_header=False)
+    table = Table(title=title, show_header=False)
     for name, (found, wanted) in expected.items():
         table.add_row(name, str(found) if found == wanted else f"[red]{found}, not {wanted}[/red]")
     for name, value in more.items():

@@ -72,6 +72,7 @@ class System:
         self.apis = ""
         self.settings: dict[str, str] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[str, list[str], Mapping[str, str]]] = {}
         self._taken: list[int] = []
         self.simulators: list[str] = []
         self.health: dict[str, str] = {}
@@ -150,6 +151,15 @@ class System:
                 process.kill()
                 process.wait()
 
+    def kill(self, name: str) -> None:
+        """The process dies as it stands: a service by its name, a simulated server as comfyui-1 and so on."""
+        self._processes[name].kill()
+        self._processes[name].wait()
+
+    def start_again(self, name: str) -> None:
+        """One that was killed, with what it was started with; it may take a moment until it answers."""
+        self._start(name, *self._commands[name])
+
     def _serve(self, name: str, settings: Mapping[str, str]) -> None:
         port = self._port()
         self.health[name] = f"http://{LOOPBACK}:{port}"
@@ -157,8 +167,9 @@ class System:
         self._start(name, f"services.{name.partition('-')[0]}", [], {**settings, **more})
 
     def _start(self, name: str, module: str, arguments: list[str], settings: Mapping[str, str]) -> None:
+        self._commands[name] = (module, arguments, settings)
         clean = {key: value for key, value in os.environ.items() if not key.startswith("DARKROOM_")}
-        with (self._folder / f"{name}.log").open("wb") as log:
+        with (self._folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=ROOT,

@@ -13,12 +13,13 @@ RECORDING: Final = Path(__file__).parent / "rules" / "recording.yml"
 
 _BY_NAME: Final = re.compile(r"dns_sd_configs: \[\{names: \[([\w-]+)\].*")
 _FIXED: Final = re.compile(r'static_configs: \[\{targets: \["([\w-]+):\d+"\]\}\]')
+_NOBODY: Final = "static_configs: [{targets: []}]"
 _INTERVALS: Final = re.compile(r"^(  (?:scrape|evaluation)_interval): .*$", re.MULTILINE)
 _RECORDED: Final = re.compile(r"\b(?P<name>darkroom:[\w:]+)(?P<matchers>\{[^}]*\})?")
 _SERIES: Final = re.compile(r"\bdarkroom_\w+")
 
 
-def on_loopback(targets: Mapping[str, Sequence[str]], interval_seconds: int) -> str:
+def on_loopback(targets: Mapping[str, Sequence[str]], interval_seconds: int, alertmanagers: Sequence[str] = ()) -> str:
     """The text of prometheus.yml with these addresses, host:port, in place of each container's name.
 
     Raises KeyError for a container that `targets` leaves out.
@@ -28,7 +29,9 @@ def on_loopback(targets: Mapping[str, Sequence[str]], interval_seconds: int) -> 
         quoted = ", ".join(f'"{address}"' for address in targets[name[1]])
         return f"static_configs: [{{targets: [{quoted}]}}]"
 
-    text = _FIXED.sub(addresses, CONFIG.read_text(encoding="utf-8"))
+    quoted = ", ".join(f'"{address}"' for address in alertmanagers)
+    text = CONFIG.read_text(encoding="utf-8").replace(_NOBODY, f"static_configs: [{{targets: [{quoted}]}}]")
+    text = _FIXED.sub(addresses, text)
     text = _BY_NAME.sub(addresses, text)
     return _INTERVALS.sub(rf"\1: {interval_seconds}s", text)
 
