@@ -72,7 +72,7 @@ class Replayer:
         self._pools = frozenset(pools)
         self._metrics = metrics
 
-    def plan(self, ids: Sequence[int]) -> list[Prediction]:
+    def preview(self, ids: Sequence[int]) -> list[Prediction]:
         """What `replay` would do with each letter now. Changes nothing, publishes nothing."""
         return self._replays.preview(ids)
 

@@ -306,7 +306,7 @@ def test_a_replay_that_died_before_its_publish_is_finished_with_the_same_message
 
 def test_a_conflict_is_refused_since_it_would_conflict_again(replayer, outbox, bury):
     letter = bury(an_order(Reason.CONFLICT))
-    (prediction,) = replayer.plan([letter.id])
+    (prediction,) = replayer.preview([letter.id])
     assert (prediction.way, prediction.outcome) == (Way.REFUSED, Outcome.CONFLICT)
     assert results(replayer.replay([letter.id], "ann")) == [Result.REFUSED]
     assert outbox.messages == []
@@ -337,7 +337,7 @@ def everything(lab: Lab) -> list[object]:
     return [lab.sql(f"select * from {table} order by 1, 2") for table in tables]  # noqa: S608 - names from above
 
 
-def test_a_plan_says_what_the_replay_then_does_and_changes_nothing(lab, letters, replayer, outbox, bury):
+def test_a_preview_says_what_the_replay_then_does_and_changes_nothing(lab, letters, replayer, outbox, bury):
     good = bury(letter_about(lab.failed()))
     done = bury(letter_about(lab.failed()))
     replayer.replay([done.id], "ann")
@@ -346,7 +346,7 @@ def test_a_plan_says_what_the_replay_then_does_and_changes_nothing(lab, letters,
     outbox.messages.clear()
     before = everything(lab)
     ids = [good.id, done.id, loose.id, permit.id]
-    plan = replayer.plan(ids)
+    plan = replayer.preview(ids)
     would_close(letters, Deed.DISCARD, ids, "why")
     assert everything(lab) == before
     assert outbox.messages == []

@@ -119,7 +119,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
             "letter": found,
             "group": groups.get(found.fingerprint),
             "replays": letters.replays(letter_id),
-            "outlook": next(iter(parts.replayer.plan([letter_id])), None),
+            "outlook": next(iter(parts.replayer.preview([letter_id])), None),
             "near": _neighbours(letters, found, window),
             "counts": _near_counts(letters, found, window),
             "window": window,
