@@ -132,10 +132,10 @@ class ComfyUI:
     def submit_together(self, prepared: Sequence[Prepared]) -> Iterator[list[tuple[int, Accepted | GoOn]]]:
         ends = self._ends()
         for _ in prepared:
-            crash_point(CrashPoint.POSTING)
+            _posting()
         for ended in self._server.post_each_once("/prompt", "submit", [_canonical(each.body) for each in prepared]):
             for _ in ended:
-                crash_point(CrashPoint.POSTED)
+                _posted()
             yield [
                 (place, _plainly_accepted(found, prepared[place]) or partial(self._go_on, prepared[place], ends, found))
                 for place, found in ended
@@ -204,9 +204,9 @@ class ComfyUI:
         return self._read(prepared, partial(self._sent, prepared))
 
     def _sent(self, prepared: Prepared) -> Answer:
-        crash_point(CrashPoint.POSTING)
+        _posting()
         answer = self._server.post_once("/prompt", "submit", _canonical(prepared.body))
-        crash_point(CrashPoint.POSTED)
+        _posted()
         return answer
 
     def _read(self, prepared: Prepared, post: Callable[[], Answer]) -> Accepted:
@@ -413,6 +413,14 @@ def _uploaded_as(answer: Answer) -> tuple[str, str]:
         case {"name": str(name), "subfolder": str(folder)} if name and ".." not in f"{folder}/{name}":
             return name, folder
     raise ProviderBusy("POST /upload/image: not an answer of ComfyUI")
+
+
+def _posting() -> None:
+    crash_point(CrashPoint.POSTING)
+
+
+def _posted() -> None:
+    crash_point(CrashPoint.POSTED)
 
 
 def _plainly_accepted(found: Answer | ProviderAway, prepared: Prepared) -> Accepted | None:
