@@ -92,7 +92,9 @@ def _chosen(
     ] = None,
     order: Annotated[str | None, typer.Option("--order", metavar="ORDER_ID", help="About this order_id.")] = None,
     task: Annotated[uuid.UUID | None, typer.Option("--task", metavar="ID", help="About this task.")] = None,
-    text: Annotated[str | None, typer.Option("--text", metavar="TEXT", help="Stands in what happened.")] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", metavar="TEXT", help="Stands in what happened, letter for letter.")
+    ] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="The first N.")] = None,
 ) -> Chosen:
     wanted = LetterFilter(

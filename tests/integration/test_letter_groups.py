@@ -178,7 +178,7 @@ def test_a_filter_narrows_by_everything_it_names_and_its_window_does_not_move(de
     task = desk.lab.failed(order_id="o-1", detail="CUDA Out Of Memory")
     desk.died(task, desk.lab.failed(workflow="other"))
     first, second = letters.ids(LetterFilter())
-    assert letters.ids(LetterFilter(order_id="o-1")) == letters.ids(LetterFilter(text="out of mem")) == [first]
+    assert letters.ids(LetterFilter(order_id="o-1")) == letters.ids(LetterFilter(text="Out Of Mem")) == [first]
     assert letters.ids(LetterFilter(workflow="other", backend="gpu-1")) == [second]
     assert letters.ids(LetterFilter(backend="gpu-2")) == letters.ids(LetterFilter(text="100%")) == []
     frozen = letters.frozen(LetterFilter(), 3600)
