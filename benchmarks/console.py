@@ -46,7 +46,8 @@ from shared.storage import Artifacts
 
 _USER: Final = "benchmark"
 _LIMIT_MS: Final = 200.0
-_LINK: Final = re.compile(r'(?:href|hx-get)="(/[^"#]*)"')
+#: Not what is downloaded: no page, and as long as the past is.
+_LINK: Final = re.compile(r'(?:href|hx-get)="(/[^"#]*)"(?! download)')
 _NAME: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{16,64}|\d+")
 #: Where no link leads: names that somebody types, filters of forms.
 _TYPED: Final = (

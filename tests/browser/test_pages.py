@@ -8,6 +8,8 @@ from playwright.sync_api import Browser, expect
 from starlette.responses import HTMLResponse
 
 from deploy.local import Stack
+from shared.database.adopt import Refused
+from shared.database.plans import Plans
 from shared.database.users import Role
 from shared.domain.password import hash_password
 from shared.domain.task import Status
@@ -36,6 +38,7 @@ def lab(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lett
         lab.dead(detail=f"node {number} broke", order_id=f"order-{number}")
     lab.completed(order_id="order-well")
     lab.unreadable()
+    assert not isinstance(Plans(lab.engine, 3600.0).make(lab.ids(), "test"), Refused)
     yield lab
     lab.close()
 
@@ -142,7 +145,7 @@ def test_strangers_words_stay_words_wherever_they_stand(stack: Stack, tmp_path: 
 def test_no_page_scrolls_sideways_on_a_phone(lab: LettersLab, url: str, opened: Open, dark: bool) -> None:
     visit = opened(url, size=PHONE, dark=dark)
     visit.sign_in("editor")
-    for path in _every_page(lab):
+    for path in [*_every_page(lab), f"/letters/{lab.ids()[0]}/edit"]:
         visit.page.goto(path)
         assert not visit.scrolls_sideways(), path
         expect(visit.page.get_by_role("heading", level=1)).to_be_in_viewport()
@@ -192,7 +195,7 @@ def test_a_page_of_our_own_is_refused_without_its_sessions_word_and_a_viewer_wit
         visit.close()
 
     assert letter in lab.ids()
-    assert lab.sql("select count(*) as n from plans")[0].n == 0
+    assert lab.sql("select count(*) as n from plans")[0].n == 1
     assert {row.status for row in lab.sql("select status from tasks")} == {Status.FAILED, Status.COMPLETED}
 
 

@@ -1,5 +1,6 @@
 """Dead letters in the console: found by kind, by filter and one by one; what is said about them, and decided."""
 
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +73,21 @@ def test_a_list_is_turned_over_without_repeating_a_letter(lab: LettersLab) -> No
 
     numbers = [int(n) for n in re.findall(r'scope="row"[^>]*><a href="/letters/(\d+)"', first + second)]
     assert numbers == sorted(lab.ids(), reverse=True)
+
+
+def test_a_list_is_exported_as_a_line_of_json_for_each_letter(lab: LettersLab) -> None:
+    lab.dead(detail="node 7 broke")
+    lab.unreadable(_HOSTILE.encode())
+    browser = lab.console.as_(Role.VIEWER)
+
+    page = browser.get("/letters/list?reason=invalid_message").text
+    (address,) = re.findall(r'href="(/letters/export[^"]*)" download', page)
+    answer = browser.get(address)
+
+    assert answer.headers["Content-Type"].startswith("application/x-ndjson")
+    assert answer.headers["Content-Disposition"] == 'attachment; filename="letters.ndjson"'
+    (letter,) = map(json.loads, answer.text.splitlines())
+    assert (letter["reason"], letter["body"]) == ("invalid_message", _HOSTILE)
 
 
 def test_a_letter_is_shown_with_its_body_headers_and_neighbours(lab: LettersLab) -> None:

@@ -1,12 +1,13 @@
 """Dead letters: by group, as lists, one by one; and what people say about them and decide."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 
 from services.ops.closing import Closed, Closing, close
 from services.ops.console.auth import Posted, SignedIn
@@ -23,6 +24,7 @@ from shared.database.letter_states import Deed
 from shared.database.letters import LetterFilter, Letters, Page, StoredLetter
 from shared.domain.letters import LetterState
 from shared.domain.task import Reason, Stage
+from shared.terminal import plain
 
 #: Rows of a list.
 _ROWS: Final = 50
@@ -50,6 +52,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
             "letters": shown,
             "wanted": wanted,
             "fields": fields_of(wanted),
+            "export": address_of(wanted, "/letters/export"),
             "count": letters.count(wanted, _MOST + 1),
             "most": _MOST,
             "older": _older(request, shown[-1].id) if len(found) > _ROWS else None,
@@ -82,6 +85,13 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         if is_new:
             return RedirectResponse(address_of(wanted), 303)
         return pages.page(request, "letters.html", choices=_choices(parts), **lists(wanted, request))
+
+    @router.get("/letters/export")
+    def export(request: Request) -> Response:
+        wanted, _ = filter_of(request.query_params, letters)
+        lines = (json.dumps(plain(letter), ensure_ascii=False) + "\n" for letter in letters.all_whole(wanted))
+        named = {"Content-Disposition": 'attachment; filename="letters.ndjson"'}
+        return StreamingResponse(lines, media_type="application/x-ndjson", headers=named)
 
     @router.get("/letters/groups/{fingerprint}")
     def group(request: Request, fingerprint: str) -> Response:
