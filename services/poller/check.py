@@ -328,10 +328,9 @@ class Check:
             if lag < 0:
                 self._metrics.count("clock_skew_total", backend=backend)
         with bound(trace_id=completed.trace_id, task_id=completed.id):
-            log.info(
-                "task moved",
-                extra={"from": one.row.status, "to": completed.status, "pictures": len(one.pictures)},
-            )
+            said = {"from": one.row.status, "to": completed.status, "backend": one.row.backend}
+            more = {"attempt": completed.attempt, "pictures": len(one.pictures)}
+            log.info("task moved", extra={**said, **more, "duration_ms": one.row.lasted_ms(completed)})
         found.then.append(event(completed, "completed", one.pictures))
         found.paid.append(FollowUp(completed.id, completed.version))
 

@@ -127,6 +127,9 @@ class Schedule:
             for row in rows
         ]
         failed = list(self._tasks.move(changes).values())
+        for row in failed:
+            with bound(trace_id=row.trace_id, task_id=row.id):
+                log.warning("task failed", extra={"reason": row.reason, "why": row.detail})
         self._publish([message for row in failed for message in (dead_letter(row), event(row, "failed"))])
         if failed:
             self._tasks.clear_due([FollowUp(row.id, row.version) for row in failed])

@@ -1,6 +1,7 @@
 """What became of orders: one, a list of them, and the end of one on request."""
 
 import base64
+import logging
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -17,6 +18,9 @@ from services.producer.problem import Refused
 from shared.database.listing import Filter, Place
 from shared.domain.messages import Artifact, Key
 from shared.domain.task import Status, Task, task_id_for
+from shared.observe.logs import bound
+
+log = logging.getLogger(__name__)
 
 _NO_STORE: Final = {"Cache-Control": "no-store"}
 
@@ -111,6 +115,8 @@ class Reading:
             task = self._tasks.cancel(task_id, reason, request.state.caller)
             if task is None:
                 raise missing(self._tasks, task_id)
+            with bound(trace_id=task.trace_id, task_id=task.id):
+                log.info("cancel asked for", extra={"status": task.status, "attempt": task.attempt})
             return self._in_full(task)
 
         order = await self._calls.run(end)

@@ -28,6 +28,7 @@ from shared.domain.messages import (
 )
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Outcome
 from shared.domain.task import Priority, Reason, Stage, Status, Task
+from shared.observe.logs import bound
 from shared.observe.metrics import Metrics
 from shared.observe.trace import trace_id_from
 
@@ -182,7 +183,11 @@ class Intake:
                     detail=read.problem.detail,
                     stage=Stage.ORDERS,
                 )
-        return self._tasks.move(list(changes.values()))
+        failed = self._tasks.move(list(changes.values()))
+        for row in failed.values():
+            with bound(trace_id=row.trace_id, task_id=row.id):
+                log.warning("task failed", extra={"reason": row.reason, "why": row.detail})
+        return failed
 
     def _outcome(
         self, delivery: Delivery, read: _Read | Problem, found: Claimed | Purged | None, failed: dict[Any, Task]
@@ -204,7 +209,7 @@ class Intake:
             case ClaimResult.DUPLICATE:
                 self._count(task.pool, "duplicate", "duplicate")
                 traces = {"trace_id": read.claim.trace_id, "dup_of_trace_id": task.trace_id}
-                log.info("duplicate order", extra={"task_id": str(task.id), **traces})
+                log.info("duplicate order", extra={"task_id": task.id, "redelivered": delivery.redelivered, **traces})
                 if delivery.redelivered and task.id in failed:
                     return self._buried(failed, task)
                 if delivery.redelivered and read.problem and task.status is Status.FAILED and task.due_at is not None:
@@ -214,6 +219,8 @@ class Intake:
                 return Done(then=self._permits(task.pool) if again else [])
             case ClaimResult.CONFLICT:
                 self._count(task.pool, "conflict", "conflict")
+                traces = {"trace_id": read.claim.trace_id, "dup_of_trace_id": task.trace_id}
+                log.warning("idempotency key reused", extra={"task_id": task.id, **traces})
                 detail = f"task {task.id} already has this idempotency_key with another content; it is untouched"
                 return DeadLetter(reason=Reason.CONFLICT, detail=detail, stage=Stage.ORDERS)
             case ClaimResult.ACTIVE_ORDER:

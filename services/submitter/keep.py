@@ -75,6 +75,7 @@ class Keep:
             if now.status is not Status.COMPLETED:
                 return self._ends.not_sent(task)
             completed = now  # our own commit worked
-        log.info("task moved", extra={"from": task.status, "to": completed.status, "pictures": len(kept)})
+        said = {"from": task.status, "to": completed.status, "backend": task.backend, "attempt": task.attempt}
+        log.info("task moved", extra={**said, "duration_ms": task.lasted_ms(completed), "pictures": len(kept)})
         then = [event(completed, "completed", list(kept))]
         return Done(then=then, follow_up_of=[FollowUp(completed.id, completed.version)])

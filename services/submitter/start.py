@@ -96,7 +96,8 @@ class Start:
     def recorded(self, task: Task, now: Task) -> Verdict:
         """Of a row that was submitting and is processing now."""
         with bound(trace_id=task.trace_id, task_id=task.id):
-            log.info("task moved", extra={"from": task.status, "to": now.status, "backend": task.backend})
+            said = {"from": task.status, "to": now.status, "backend": task.backend, "attempt": task.attempt}
+            log.info("task moved", extra={**said, "duration_ms": task.lasted_ms(now)})
         return Done(then=[event(now, "processing")])
 
     def note_a_late_one(self, task: Task, looked: float) -> None:

@@ -106,7 +106,7 @@ def _count_finished(metrics: Counter, change: Change, task: Task) -> None:
     metrics.count("orders_finished_total", pool=task.pool, outcome=outcome)
     if outcome in {Status.COMPLETED, Status.FAILED}:
         seconds = (task.changed_at - task.created_at).total_seconds()
-        metrics.observe("order_duration_seconds", seconds, pool=task.pool, outcome=outcome)
+        metrics.observe("order_duration_seconds", seconds, trace_id=task.trace_id, pool=task.pool, outcome=outcome)
         metrics.observe("task_attempts", task.attempt, pool=task.pool)
     for artifact in change.artifacts:
         metrics.observe("artifact_bytes", artifact.bytes, pool=task.pool)

@@ -204,6 +204,10 @@ class Task:
     def _said_here(self) -> Mapping[str, Any]:
         return said_in(self.body or {}, self.pool)
 
+    def lasted_ms(self, until: "Task") -> int:
+        """How long the row was in this status, given the row as it left it. Both moments are the database's."""
+        return round((until.changed_at - self.changed_at).total_seconds() * 1000)
+
     @property
     def is_past_deadline(self) -> bool:
         return self.now >= self.deadline_at

@@ -73,11 +73,14 @@ class Metrics:
         if isinstance(child, Counter):
             child.inc(amount)
 
-    def observe(self, name: str, value: float, /, **labels: str) -> None:
-        """Add one value to a histogram; a duration below zero (two clocks) counts as zero."""
+    def observe(self, name: str, value: float, /, *, trace_id: str | None = None, **labels: str) -> None:
+        """Add one value to a histogram; a duration below zero (two clocks) counts as zero.
+
+        trace_id -- the bucket's exemplar, for whoever asks for OpenMetrics
+        """
         child = self._child(name, Kind.HISTOGRAM, labels)
         if isinstance(child, Histogram):
-            child.observe(max(0.0, value))
+            child.observe(max(0.0, value), None if trace_id is None else {"trace_id": trace_id})
 
     def set(self, name: str, value: float, /, **labels: str) -> None:
         """Set a gauge. A gauge with labels has no series before its first value."""

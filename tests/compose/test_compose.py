@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -111,6 +112,26 @@ def test_prometheus_finds_every_replica_and_grafana_has_the_dashboards(project: 
         answer = requests.get(f"{project.grafana}/api/dashboards/uid/{uid}", timeout=10)
         assert answer.status_code == 200, name
         assert answer.json()["dashboard"]["title"] == json.loads(text)["title"]
+
+
+def test_every_panel_that_grafana_has_is_answered_by_prometheus(project: Project) -> None:
+    orders = [project.place(order) for order in some_orders(6)]
+    await_all_completed(project, orders, within=120)
+
+    def series(query: str) -> list[Any]:
+        answer = requests.get(f"{project.prometheus}/api/v1/query", params={"query": query}, timeout=10)
+        assert answer.status_code == 200, f"{query}: {answer.text}"
+        return list(answer.json()["data"]["result"])
+
+    asked = []
+    for name in files():
+        answer = requests.get(f"{project.grafana}/api/dashboards/uid/{name.removesuffix('.json')}", timeout=10)
+        panels = answer.json()["dashboard"]["panels"]
+        asked += [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    assert len(asked) > 100
+    for query in dict.fromkeys(asked):
+        whole = re.sub(r"\$(job|instance|backend)\b", ".*", query.replace("$__rate_interval", "5m"))
+        eventually(lambda whole=whole: series(whole), within=90, every=2, what=whole)
 
 
 def test_our_containers_run_without_root_and_cannot_write_to_their_image(project: Project) -> None:

@@ -21,8 +21,6 @@ from shared.providers.canary import Canary
 from shared.storage import Artifacts
 from tests.factories import Rows, a_claim, an_order, delivered
 
-LAST = "probe_last_success_timestamp_seconds"
-
 
 class Lab(Rows):
     def __init__(self, url: str, folder: Path) -> None:
@@ -96,7 +94,7 @@ def keys(sent: Sequence[Message]) -> set[str]:
 
 def test_one_that_came_through_is_told_of_with_how_long_it_took_and_the_next_follows_a_minute_later(lab: Lab) -> None:
     lab.canary.turn()
-    began = lab.gauge(LAST)
+    began = lab.gauge("probe_last_success_timestamp_seconds")
     assert began is not None
     lab.clock = 3.0
     lab.canary.turn()
@@ -105,7 +103,7 @@ def test_one_that_came_through_is_told_of_with_how_long_it_took_and_the_next_fol
     lab.clock = 4.0
     wait = lab.canary.turn()
     assert lab.gauge("probe_duration_seconds") == 4
-    assert (lab.gauge(LAST) or 0) > began
+    assert (lab.gauge("probe_last_success_timestamp_seconds") or 0) > began
     assert wait == 56
     assert read_trace_id(lab.sent[0].headers["traceparent"]) == done.trace_id
     lab.canary.turn()
@@ -114,7 +112,7 @@ def test_one_that_came_through_is_told_of_with_how_long_it_took_and_the_next_fol
 
 def test_the_next_one_waits_for_the_one_before_until_that_must_be_lost(lab: Lab) -> None:
     lab.canary.turn()
-    began = lab.gauge(LAST)
+    began = lab.gauge("probe_last_success_timestamp_seconds")
     lab.clock = 599.0
     lab.canary.turn()
     assert len(lab.sent) == 1
@@ -122,16 +120,16 @@ def test_the_next_one_waits_for_the_one_before_until_that_must_be_lost(lab: Lab)
     assert lab.canary.turn() == 0
     lab.canary.turn()
     assert len(keys(lab.sent)) == 2
-    assert lab.gauge(LAST) == began
+    assert lab.gauge("probe_last_success_timestamp_seconds") == began
 
 
 def test_one_that_failed_is_no_success(lab: Lab) -> None:
     lab.canary.turn()
-    began = lab.gauge(LAST)
+    began = lab.gauge("probe_last_success_timestamp_seconds")
     failed = lab.moved(lab.claim(), Status.FAILED, reason=Reason.DEADLINE, stage=Stage.SUBMIT)
     lab.tasks.clear_due([FollowUp(failed.id, failed.version)])
     lab.canary.turn()
-    assert lab.gauge(LAST) == began
+    assert lab.gauge("probe_last_success_timestamp_seconds") == began
     assert lab.gauge("probe_duration_seconds") is None
 
 
@@ -139,7 +137,7 @@ def test_a_replica_that_does_not_send_says_nothing(lab: Lab) -> None:
     lab.canary.turn()
     lab.leads = False
     lab.canary.turn()
-    assert lab.gauge(LAST) is None
+    assert lab.gauge("probe_last_success_timestamp_seconds") is None
     assert len(lab.sent) == 1
 
 

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import BinaryIO
 
 import pytest
@@ -13,6 +14,7 @@ from shared.providers.base import Accepted, Job, Prepared, Running
 from shared.providers.comfyui import ComfyUI
 from shared.providers.comfyui_http import BrokenConnection, Timings
 from shared.providers.inputs import Pictures
+from tests.factories import MEASURED
 from tests.integration.comfyui_lab import PHOTOS, WORKFLOWS, a_job
 from tests.integration.scripted_server import Request, Server, answer, scripted_server
 
@@ -220,15 +222,14 @@ def test_a_server_that_was_replaced_by_an_older_one_is_recognised(server: Server
 
 
 def test_a_state_nobody_knows_is_running_and_counted(server: Server) -> None:
-    counted: list[int] = []
-    adapter = ComfyUI(
-        "gpu-1", server.url, WORKFLOWS, Pictures(), timings=QUICK, unknown_state=lambda: counted.append(1)
-    )
+    count = partial(MEASURED.count, "unknown_states_total", backend="gpu-1")  # as Service.providers has it
+    before = MEASURED.value("unknown_states_total", backend="gpu-1")
+    adapter = ComfyUI("gpu-1", server.url, WORKFLOWS, Pictures(), timings=QUICK, unknown_state=count)
     job = a_job()
     server.on(f"GET /api/jobs/{job.job_key}", answer(200, {"id": str(job.job_key), "status": "paused"}))
 
     assert adapter.find(job) == Running(unknown=True)
-    assert counted == [1]
+    assert MEASURED.value("unknown_states_total", backend="gpu-1") == before + 1
 
 
 def test_a_picture_above_the_cap_is_refused_and_not_kept(server: Server) -> None:

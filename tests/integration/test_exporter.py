@@ -54,11 +54,13 @@ def test_the_age_is_that_of_the_oldest_and_0_where_there_is_none(lab, exporter):
     assert gauge(lab, "task_oldest_age_seconds", pool=POOL, status="processing") == 0
 
 
-def test_what_is_late_is_counted_by_the_bound_it_is_past(lab):
+def test_what_is_late_is_counted_by_the_bound_it_is_past(lab, exporter):
     for task in (lab.submitting(), lab.processing(), lab.completed()):
         lab.sql("update tasks set due_at = now() - interval '1 minute' where id = :id", id=task.id)
     lab.sql("update tasks set deadline_at = now() - interval '1 minute' where id = :id", id=lab.pending().id)
     assert read_state(lab.engine).overdue == dict.fromkeys(Bound, 1)
+    exporter.turn()
+    assert {bound: gauge(lab, "tasks_overdue", bound=bound) for bound in BOUNDS} == dict.fromkeys(BOUNDS, 1)
 
 
 def test_a_row_that_came_due_just_now_is_not_late(lab):
@@ -83,6 +85,24 @@ def test_backends_show_their_load_their_capacity_and_whether_they_are_up(lab, ex
     exporter.turn()
     assert gauge(lab, "backend_limit_tasks", backend="gpu-1") == 7
     assert gauge(lab, "backend_up", backend="gpu-1") == 0
+
+
+def test_a_refused_account_and_results_that_may_vanish_show_at_their_backend(lab, exporter):
+    lab.processing()
+    lab.sql("update backends set result_ttl_seconds = 1000")
+    lab.sql("update tasks set result_until = now() + interval '600 seconds'")
+    exporter.turn()
+    assert (gauge(lab, "backend_account_refused", backend="gpu-1"), gauge(lab, "results_at_risk", backend="gpu-1")) == (
+        0,
+        0,
+    )
+    lab.sql("update tasks set result_until = now() + interval '499 seconds'")
+    lab.slots.refuse("gpu-1", "no money")
+    exporter.turn()
+    assert (gauge(lab, "backend_account_refused", backend="gpu-1"), gauge(lab, "results_at_risk", backend="gpu-1")) == (
+        1,
+        1,
+    )
 
 
 def test_work_on_a_backend_that_left_the_configuration_is_not_forgotten(lab):

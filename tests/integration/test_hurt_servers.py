@@ -11,7 +11,7 @@ from shared.database.leader import Leader
 from shared.domain.errors import BrokerAway, DatabaseAway
 from shared.domain.outcome import Done
 from shared.domain.task import Status
-from tests.factories import Rows, a_claim
+from tests.factories import MEASURED, Rows, a_claim
 from tests.integration.broker_lab import BrokerLab, a_message, body_of
 from tests.servers import free_port, new_database, new_vhost
 from tests.waiting import eventually
@@ -49,6 +49,7 @@ def test_a_memory_alarm_blocks_publishing_and_not_consuming(private_stack: Stack
     with memory_alarm(private_stack):
         waits = broker.publish([a_message(2)])
         eventually(lambda: broker.problems == ["blocked"], within=20)
+        assert MEASURED.value("amqp_blocked") == 1
         broker.consumer.resume("orders")
         eventually(lambda: seen == [1], within=20, what="consumed during the alarm")
         assert not waits.done()
@@ -56,6 +57,7 @@ def test_a_memory_alarm_blocks_publishing_and_not_consuming(private_stack: Stack
             broker.publisher.depth("orders").result(5)
 
     waits.result(20)
+    assert MEASURED.value("amqp_blocked") == 0
     eventually(lambda: seen == [1, 2] and broker.problems == [], within=20)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
+from prometheus_client.openmetrics.exposition import generate_latest as openmetrics
 
 from shared.domain.errors import ProviderAway
 from shared.domain.outcome import FollowUp
@@ -165,3 +166,12 @@ def test_each_transaction_on_the_way_of_an_order_is_timed_once(lab: Lab, since: 
     names = ("claim", "take", "may_post", "move", "due", "follow_up")
     assert {name: since("database_seconds_count", operation=name) for name in names} == dict.fromkeys(names, 1)
     assert 0 < since("database_seconds_sum", operation="claim") < 5
+
+
+def test_a_duration_carries_the_trace_of_its_order_for_those_who_ask_for_it(lab: Lab) -> None:
+    row = lab.age(lab.running(Succeeded(outputs=[{}])), created_at=100_000)  # a bucket that no other test's order is in
+    lab.look(row)
+    exposed = openmetrics(MEASURED.registry).decode().splitlines()
+    (line,) = [line for line in exposed if f'# {{trace_id="{row.trace_id}"}}' in line]
+    assert line.startswith("darkroom_order_duration_seconds_bucket{")
+    assert 'le="+Inf"' in line
