@@ -13,6 +13,7 @@ from services.ops.purge import Purged, run_purge
 from services.submitter.intake import Intake
 from shared.database import audit, claims
 from shared.database.dead_letters import DeadLetters
+from shared.database.history import History
 from shared.database.letter_states import Deed, do
 from shared.database.letters import LetterFilter
 from shared.database.purge import Purge
@@ -115,6 +116,9 @@ def test_a_late_copy_of_a_purged_order_makes_no_second_one(past: Past) -> None:
         other = copy.model_copy(update={"workflow": "other"})
         assert claimed(past, other) == claims.Purged(copy.task_id, Status.CANCELLED, is_same=False)
     assert past.lab.tasks.purged(order.task_id) is Status.CANCELLED
+    standings = History(past.lab.engine).standings([order.task_id, twin.task_id])
+    assert {one.status for one in standings.values()} == {Status.CANCELLED}
+    assert len(standings) == 2
     assert past.counts()["tasks"] == 0
     assert audit.unaccounted(past.lab.engine, [order.idempotency_key, twin.idempotency_key, "never seen"]) == [
         "never seen"

@@ -224,3 +224,28 @@ def test_a_store_works_until_a_picture_could_not_be_stored_and_again_as_soon_as_
     assert artifacts.works() == (True, "")
     assert files_in(folder) == []
     artifacts.put(TASK, 1, 0, picture())
+
+
+def test_of_a_removed_task_nothing_is_left_and_of_others_everything(artifacts):
+    other = uuid.uuid4()
+    gone = [artifacts.put(TASK, attempt, index, picture()) for attempt in (1, 2) for index in (0, 1)]
+    kept = artifacts.put(other, 1, 0, picture())
+    artifacts.remove([TASK, uuid.uuid4()])
+    artifacts.remove([TASK])
+    assert not any(artifacts.exists(one.key) for one in gone)
+    assert artifacts.exists(kept.key)
+
+
+def test_what_a_killed_process_left_half_written_goes_with_its_task(tmp_path):
+    artifacts = Artifacts(str(tmp_path))
+    key = artifacts.put(TASK, 1, 0, picture()).key
+    (tmp_path / f"{key}#1").write_bytes(b"half")
+    artifacts.remove([TASK])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_a_volume_that_is_not_mounted_nothing_is_taken_for_removed(tmp_path):
+    artifacts = Artifacts(str(tmp_path / "volume"))
+    (tmp_path / "volume").rmdir()
+    with pytest.raises(StorageAway):
+        artifacts.remove([TASK])
