@@ -105,6 +105,7 @@ def apply(
             raise fail(f"there is no plan {plan_id}", 1)
         pace = _pace(found.pace, rate, ramp, stop_at)
         _end(plans.apply(plan_id, by_whom, pace), as_json=as_json)
+    tell(f"the ops service sends its letters: `darkroom dead status {plan_id} --watch`")
 
 
 def pause(plan_id: PlanId, by_whom: ByWhom, as_json: AsJson = False) -> None:

@@ -53,7 +53,7 @@ def test_a_plan_is_shown_before_it_does_anything_and_applied_by_its_number(run, 
     assert "nothing is sent yet: `darkroom dead apply 1`" in out
     assert lab.replayed() == []
     status, out = run("apply", "1", "--by", "bob", "--rate", "1000", "--ramp", "none", "--stop-at", "50%", "--json")
-    plan = json.loads(out)
+    plan = json.loads(out.splitlines()[0])
     assert (status, plan["state"], plan["changed_by"]) == (0, "running", "bob")
     assert plan["pace"] == {"rate": 1000, "ramp": [], "stop_at": 0.5, "stop_window": 20}
     lab.until_over(1)
