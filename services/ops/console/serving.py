@@ -12,6 +12,7 @@ from shared.database.engine import connect
 from shared.database.replays import Replays
 from shared.domain.fit import CONSOLE_CONNECTIONS
 from shared.providers.offered import Offered
+from shared.providers.workflow import InvalidWorkflows, Workflows
 from shared.service import CannotStart, Service
 from shared.storage import Artifacts
 
@@ -60,7 +61,7 @@ class Console:
                 pools=service.pools,
                 metrics=service.metrics,
             ),
-            offered=Offered.of(service.backends, service.tables, service.workflows()),
+            offered=Offered.of(service.backends, service.tables, _workflows(service)),
             seen=lambda: exporter.seen,
             pools=service.pools,
             retry=settings.retry,
@@ -90,6 +91,15 @@ class Console:
         if self._server is not None and self._thread is not None:
             self._server.should_exit = True
             self._thread.join(_DRAIN_SECONDS + 2.0)
+
+
+def _workflows(service: Service) -> Workflows:
+    """Only the form that edits an order needs them, and letters must be collected whatever is wrong with a template."""
+    try:
+        return service.workflows()
+    except InvalidWorkflows as error:
+        log.warning("workflows not read, so no order of theirs is edited here", extra={"why": str(error)})
+        return Workflows({})
 
 
 def _listen(host: str, port: int) -> socket.socket:
