@@ -7,6 +7,7 @@ server is there at all, so it writes `health`.
 
 import json
 import logging
+import math
 import threading
 import time
 import uuid
@@ -26,12 +27,15 @@ _RECONNECT_SECONDS: Final = 1.0
 _CONNECT_SECONDS: Final = 5.0
 #: How long a silent socket is waited for before anything else has its turn: a SIGTERM, the lead, the server's health.
 _RECEIVE_SECONDS: Final = 1.0
+_SHORTEST_SECONDS: Final = 0.001
 #: A socket that answers no ping is opened again: its other end may be gone while the server itself answers.
 _SILENT_SECONDS: Final = 5.0
 #: A submitter that found the server unreachable writes `down`; while the socket lives nobody else would take that back.
 _ALIVE_SECONDS: Final = 5.0
-#: Several jobs that end together, and the moment until the history shows them, become one check.
+#: Several jobs that end together, and the moment until the history shows them, become one hint.
 _GATHER_SECONDS: Final = 0.05
+#: Between two hints: a busy server says hundreds of times a second that its queue got shorter.
+_APART_SECONDS: Final = 0.2
 
 
 class Alive(Protocol):
@@ -89,7 +93,6 @@ class Watch:
         try:
             self._is_up()
             self._hint()
-            socket.settimeout(_RECEIVE_SECONDS)
             self._follow(socket)
         except (OSError, websocket.WebSocketException) as error:
             log.info("websocket gone", extra={"backend": self._name, "why": str(error)})
@@ -113,15 +116,23 @@ class Watch:
         remaining = 0
         heard_at = time.monotonic()
         ask_at = heard_at + _ALIVE_SECONDS
+        hinted_at, hint_at = heard_at, math.inf
         while not self._stopping.is_set() and self._leader.leads(self._name):
             self._beat()
             if time.monotonic() >= ask_at:
                 if not self._is_alive():
                     return  # a peer that vanished closes no socket; connecting again tells
                 ask_at = time.monotonic() + _ALIVE_SECONDS
+            if time.monotonic() >= hint_at:
+                self._hint()
+                hinted_at, hint_at = time.monotonic(), math.inf
+            # Read on until it is time: what is left unread would bring hints long after there is nothing to be found.
+            socket.settimeout(max(_SHORTEST_SECONDS, min(_RECEIVE_SECONDS, hint_at - time.monotonic())))
             try:
                 opcode, text = socket.recv_data(control_frame=True)
             except websocket.WebSocketTimeoutException:
+                if hint_at < math.inf:
+                    continue
                 if time.monotonic() - heard_at > _SILENT_SECONDS:
                     raise websocket.WebSocketTimeoutException("our pings are not answered") from None
                 socket.ping()
@@ -133,8 +144,7 @@ class Watch:
             if now is None:
                 continue
             if now < remaining:
-                time.sleep(_GATHER_SECONDS)
-                self._hint()
+                hint_at = min(hint_at, max(heard_at + _GATHER_SECONDS, hinted_at + _APART_SECONDS))
             remaining = now
 
 
