@@ -271,3 +271,14 @@ def test_pages_of_the_audit_hold_every_action_once(lab: ConsoleLab) -> None:
         to = next((a["href"] for a in page.all("a") if a.get("rel") == "next"), "")
 
     assert seen == [f"s-{number}" for number in range(250, 0, -1)]
+
+
+def test_the_overview_leads_to_the_orders_that_nobody_looks_at(lab: ConsoleLab) -> None:
+    lab.backends(gpu_1=1)
+    lab.age(lab.processing(), due_at=60)
+    lab.exporter.turn()
+
+    page = read(lab.as_(Role.VIEWER).get("/").text)
+
+    assert "1 × running orders that no poller looked at when it should have" in page.text
+    assert "/orders?status=processing" in page.links

@@ -19,10 +19,17 @@ from shared.database.state import Bound
 from shared.domain.task import Status
 
 _LATE: Final = {
-    Bound.LEASE: "are past the end of their lease, and no submitter took them over",
-    Bound.POLL: "run, and no poller has looked at them when it should have",
-    Bound.DEADLINE: "are past their deadline, and nobody has ended them",
-    Bound.FOLLOW_UP: "have ended, and still owe their event, dead letter or cancel",
+    Bound.LEASE: "orders past the end of their lease that no submitter took over",
+    Bound.POLL: "running orders that no poller looked at when it should have",
+    Bound.DEADLINE: "orders past their deadline that nobody has ended",
+    Bound.FOLLOW_UP: "ended orders that still owe their event, dead letter or cancel",
+}
+#: Where such orders are among others; those that owe their follow-up may have ended in any way.
+_LISTED: Final = {
+    Bound.LEASE: "/orders?status=submitting",
+    Bound.POLL: "/orders?status=processing",
+    Bound.DEADLINE: "/orders?status=pending",
+    Bound.FOLLOW_UP: "/orders?status=failed",
 }
 _AILING: Final = {
     "down": "does not answer",
@@ -83,7 +90,7 @@ def troubles(seen: Seen, recent: Recent) -> Iterator[Trouble]:
         return
     for bound, count in seen.state.overdue.items():
         if count:
-            yield Trouble(text=f"{count} orders {_LATE[bound]}", to="/orders", grave=True)
+            yield Trouble(text=f"{count} × {_LATE[bound]}", to=_LISTED[bound], grave=True)
     for backend in seen.state.backends:
         yield from _of_backend(backend)
     if count := sum(seen.state.dead_letters.values()):
