@@ -150,7 +150,6 @@ def recent_violations(
     """
 
     def questions(c: sa.Connection) -> dict[Check, list[str]]:
-        c.execute(sa.text("set local jit = off"))  # to compile the longest of them takes longer than to answer all
         longest = c.execute(_MANY_MOVES_AGO, {"most": _MOST_MOVES}).scalar_one_or_none()
         values = {
             "since": since_seconds if longest is None else min(since_seconds, longest),
