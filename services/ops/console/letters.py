@@ -48,13 +48,12 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         before = whole_number(request.query_params, "before")
         found = letters.page(wanted, Page(limit=_ROWS + 1, before=before, newest_first=True))
         shown = found[:_ROWS]
-        is_all = before is None and len(found) <= _ROWS
         return {
             "letters": shown,
             "wanted": wanted,
             "fields": fields_of(wanted),
             "export": address_of(wanted, "/letters/export"),
-            "count": len(found) if is_all else letters.count(wanted, _MOST + 1),
+            "count": letters.count(wanted, _MOST + 1) if before or len(found) > _ROWS else len(found),
             "most": _MOST,
             "older": _older(request, shown[-1].id) if len(found) > _ROWS else None,
             "newest": _older(request, None) if before is not None else None,
