@@ -106,7 +106,7 @@ def steps(system: System) -> Sequence[str]:
         f"Give it some, as whoever looks after that server would: {cure}",
         "That kind, all of this list, Plan a replay…: 140 will run, 10 are superseded (ordered again since). Apply.",
         "The 60 colours fail on every server, so it is the orders: open one, Edit and replay…, another colour.",
-        "Photographs that are gone, messages cut off: discard them with a reason, and tell their senders.",
+        "Photographs that are gone, messages cut off, the 10 superseded: discard them, and tell their senders.",
         "In another terminal, after the exports above: .venv/bin/darkroom audit (nothing ran twice)",
     ]
 

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 
 from deploy.local.install import chromium
-from tests.browser.visits import Visit
+from tests.browser.visits import LIMIT_MS, Visit
 
 Open = Callable[..., Visit]
 
@@ -16,6 +16,7 @@ Open = Callable[..., Visit]
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A second to start. As root, Chromium's sandbox does not run; nothing here visits a foreign page."""
+    expect.set_options(timeout=LIMIT_MS)
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
         program = chromium(lambda _: None)
