@@ -124,6 +124,19 @@ def test_a_keyboard_is_enough(lab: LettersLab, url: str, opened: Open) -> None:
     assert len(lab.ids(state="archived")) == 1
 
 
+def test_a_plan_is_made_applied_and_aborted_without_scripts(lab: LettersLab, url: str, opened: Open) -> None:
+    visit = opened(url, scripts=False)
+    visit.sign_in("operator", "/letters/list?reason=execution_failed")
+    page = visit.page
+    page.get_by_role("checkbox").last.check()
+    page.get_by_role("button", name="Plan a replay").click()
+    expect(page.get_by_role("heading", level=1)).to_contain_text("1 of 1 letters would go round")
+    page.get_by_role("button", name="Apply: send 1 letter").click()
+    expect(page.get_by_role("status")).to_contain_text("The plan runs")
+    page.get_by_role("button", name="Abort").click()
+    expect(page.locator(".head").first).to_contain_text("aborted")
+
+
 def test_strangers_words_stay_words_wherever_they_stand(stack: Stack, tmp_path: Path, opened: Open) -> None:
     lab = LettersLab(new_database(stack), tmp_path)
     lab.console.users.add("editor", Role.EDITOR, hash_password(PASSWORD, CHEAP), "test")
@@ -181,6 +194,7 @@ def test_a_page_of_our_own_is_refused_without_its_sessions_word_and_a_viewer_wit
     lab: LettersLab, url: str, browser: Browser
 ) -> None:
     (letter,) = lab.ids(fingerprint=_group_of(lab, "execution_failed"))[:1]
+    plans = _count(lab, "plans")
     post = (
         """async ([path, fields]) => (await fetch(path, {method: "POST", body: new URLSearchParams(fields)})).status"""
     )
@@ -195,8 +209,12 @@ def test_a_page_of_our_own_is_refused_without_its_sessions_word_and_a_viewer_wit
         visit.close()
 
     assert letter in lab.ids()
-    assert lab.sql("select count(*) as n from plans")[0].n == 1
+    assert _count(lab, "plans") == plans
     assert {row.status for row in lab.sql("select status from tasks")} == {Status.FAILED, Status.COMPLETED}
+
+
+def _count(lab: LettersLab, table: str) -> int:
+    return int(lab.sql(f"select count(*) as n from {table}")[0].n)  # noqa: S608 - our own name
 
 
 def _group_of(lab: LettersLab, reason: str) -> str:

@@ -19,13 +19,19 @@ class Visit:
     dialogs    -- what popped up, which nothing here ever should without being asked to
     """
 
-    def __init__(self, browser: Browser, url: str, *, size: ViewportSize = DESK, dark: bool = False) -> None:
+    def __init__(
+        self, browser: Browser, url: str, *, size: ViewportSize = DESK, dark: bool = False, scripts: bool = True
+    ) -> None:
         self.url = url
         self.requests: list[str] = []
         self.complaints: list[str] = []
         self.dialogs: list[str] = []
         self._context = browser.new_context(
-            base_url=url, viewport=size, color_scheme="dark" if dark else "light", reduced_motion="reduce"
+            base_url=url,
+            viewport=size,
+            color_scheme="dark" if dark else "light",
+            reduced_motion="reduce",
+            java_script_enabled=scripts,
         )
         self._context.set_default_timeout(LIMIT_MS)
         self._context.on("request", self._requested)
