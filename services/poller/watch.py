@@ -84,7 +84,10 @@ class Watch:
 
     def _listen(self) -> None:
         try:
-            socket = websocket.create_connection(self._url + uuid.uuid4().hex, timeout=_CONNECT_SECONDS)
+            # What is no UTF-8 is no JSON either; looking at each byte of it in Python takes longer than all the rest.
+            socket = websocket.create_connection(
+                self._url + uuid.uuid4().hex, timeout=_CONNECT_SECONDS, skip_utf8_validation=True
+            )
         except (OSError, websocket.WebSocketException) as error:
             # No websocket is not yet no server: a proxy may not let it through.
             if not self._is_alive() and self._slots.set_health(self._name, "down", str(error), only_from="up"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from .files import Folders
@@ -144,7 +144,7 @@ def _scaled_one(picture: Image.Image, width: int, height: int, method: str, crop
 
 
 def _image_invert(_node_id: str, values: Mapping[str, Any], _run: Run) -> Result:
-    return Result(([ImageOps.invert(picture) for picture in values["image"]],))
+    return Result(([ImageChops.invert(picture) for picture in values["image"]],))
 
 
 def _image_batch(_node_id: str, values: Mapping[str, Any], _run: Run) -> Result:

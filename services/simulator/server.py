@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from .faults import COMFYUI_SHAPES, Faults, Setting
@@ -34,6 +36,8 @@ class News:
         self._sockets = sockets
         self._crash = crash
         self.executing: tuple[str | None, str] | None = None
+        self._calls: deque[Callable[[], object]] = deque()
+        self._is_woken = False
 
     def tell(self, event: str, data: dict[str, Any], client_id: str | None) -> None:
         if not self._sockets.is_empty and not self._memory.is_over:
@@ -55,8 +59,20 @@ class News:
         self._soon(self._crash)
 
     def _soon(self, call: Callable[..., object], *arguments: Any) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
-            self._loop.call_soon_threadsafe(call, *arguments)
+        self._calls.append(partial(call, *arguments))
+        if not self._is_woken:  # the loop is woken once for all that comes until it looks
+            self._is_woken = True
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the process is ending
+                self._loop.call_soon_threadsafe(self._carry_out)
+
+    def _carry_out(self) -> None:
+        self._is_woken = False  # first: what is appended from here on wakes the loop again
+        try:
+            while self._calls:
+                self._calls.popleft()()
+        finally:
+            if self._calls:  # one of them failed, which the loop reports; the others have their turn
+                self._loop.call_soon(self._carry_out)
 
 
 @dataclass(frozen=True)
