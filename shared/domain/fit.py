@@ -10,7 +10,7 @@ MARGIN_SECONDS: Final = 2.0
 #: What RabbitMQ waits for an ack unless consumer_timeout says otherwise; no client can read it.
 ACK_TIMEOUT_SECONDS: Final = 1800.0
 #: Database connections a process of each service may need at once: its threads that ask.
-CONNECTIONS: Final[Mapping[str, int]] = {"producer": 8, "submitter": 24, "poller": 12, "ops": 6}
+CONNECTIONS: Final[Mapping[str, int]] = {"producer": 8, "submitter": 24, "poller": 12, "ops": 8}
 #: And the console beside them, from a store of its own.
 CONSOLE_CONNECTIONS: Final = 4
 #: What a process opens beyond them when all are taken.
