@@ -120,13 +120,19 @@ class Watch:
         heard_at = time.monotonic()
         ask_at = heard_at + _ALIVE_SECONDS
         hinted_at, hint_at = heard_at, math.inf
-        while not self._stopping.is_set() and self._leader.leads(self._name):
-            self._beat()
-            if time.monotonic() >= ask_at:
+        turn_at = heard_at
+        while not self._stopping.is_set():
+            now = time.monotonic()
+            if now >= turn_at:  # not at each of hundreds of messages a second
+                if not self._leader.leads(self._name):
+                    return
+                self._beat()
+                turn_at = now + _RECEIVE_SECONDS
+            if now >= ask_at:
                 if not self._is_alive():
                     return  # a peer that vanished closes no socket; connecting again tells
                 ask_at = time.monotonic() + _ALIVE_SECONDS
-            if time.monotonic() >= hint_at:
+            if now >= hint_at:
                 self._hint()
                 hinted_at, hint_at = time.monotonic(), math.inf
             # Read on until it is time: what is left unread would bring hints long after there is nothing to be found.
@@ -143,12 +149,12 @@ class Watch:
             heard_at = time.monotonic()
             if opcode == websocket.ABNF.OPCODE_CLOSE:
                 return
-            now = _queue_remaining(text) if opcode == websocket.ABNF.OPCODE_TEXT else None
-            if now is None:
+            length = _queue_remaining(text) if opcode == websocket.ABNF.OPCODE_TEXT else None
+            if length is None:
                 continue
-            if now < remaining:
+            if length < remaining:
                 hint_at = min(hint_at, max(heard_at + _GATHER_SECONDS, hinted_at + _APART_SECONDS))
-            remaining = now
+            remaining = length
 
 
 def _queue_remaining(text: bytes) -> int | None:
