@@ -61,11 +61,12 @@ def silenced(url: str, *alerts: dict[str, str]) -> set[str]:
 def test_a_stale_exporter_silences_what_is_read_from_rows_and_nothing_else(url: str) -> None:
     alerts = [
         {"alertname": "StateStale"},
+        {"alertname": "InvariantsStale"},
         {"alertname": "BacklogOld", "pool": "comfyui"},
         {"alertname": "BackendDown", "backend": "gpu-2"},
         {"alertname": "QueueWithoutConsumer", "queue": "orders"},
     ]
-    assert silenced(url, *alerts) == {"BacklogOld", "BackendDown"}
+    assert silenced(url, *alerts) == {"BacklogOld", "BackendDown", "InvariantsStale"}
 
 
 def test_the_brokers_alarm_and_a_very_old_backlog_speak_for_what_follows_from_them(url: str) -> None:
