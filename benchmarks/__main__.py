@@ -3,7 +3,7 @@
 Private servers on free loopback ports, simulated ComfyUI servers, everything on this machine. The table goes to the
 terminal, all numbers to .local/bench.json. Rates depend on what else the machine does; CPU times and the ratio hold.
 
-    python -m benchmarks [--only naive,throughput,gpu,many,letters,plans] [--orders 3000]
+    python -m benchmarks [--only naive,throughput,overhead,gpu,many,letters,plans] [--orders 3000]
 """
 
 import argparse
@@ -22,6 +22,7 @@ from rich.table import Table
 from benchmarks.gpu import measure_gpu, measure_many
 from benchmarks.letters import measure_letters
 from benchmarks.orders import NotFinished
+from benchmarks.overhead import measure_overhead
 from benchmarks.plans import measure_plans
 from benchmarks.processes import NotStarted
 from benchmarks.throughput import measure_darkroom, measure_naive
@@ -29,7 +30,7 @@ from deploy.local.interrupted import interruptible
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
 
-_PARTS: Final = ("naive", "throughput", "gpu", "many", "letters", "plans")
+_PARTS: Final = ("naive", "throughput", "overhead", "gpu", "many", "letters", "plans")
 _MEMORY_AFTER: Final = 5000
 _GPU_ORDERS: Final = 160
 _IN_FLIGHT: Final = 2000
@@ -51,6 +52,9 @@ _ROWS: Final[tuple[tuple[str, str, str, tuple[str, float] | None], ...]] = (
     ("  naive", "naive.cpu_ms_per_order_total", "s", None),
     ("  and the simulators apart", "throughput.cpu_ms_per_order_simulators", "s", None),
     ("  reads of ComfyUI per order", "throughput.reads_per_order", "", None),
+    ("counts, observations and gauges per order", "overhead.calls_per_order", "", None),
+    ("  their part of an order's CPU time", "overhead.percent", "%", ("<=", 3)),
+    ("  and of that of our processes", "overhead.percent_of_ours", "%", None),
     ("memory after 5,000 orders: submitter", "throughput.memory_megabytes.submitter", "MB", ("<=", 150)),
     ("memory after 5,000 orders: poller", "throughput.memory_megabytes.poller", "MB", ("<=", 150)),
     ("memory after 5,000 orders: ops", "throughput.memory_megabytes.ops", "MB", ("<=", 150)),
@@ -93,6 +97,7 @@ def main() -> int:
         "throughput": lambda: measure_darkroom(
             stack, folder, arguments.orders, _MEMORY_AFTER * (arguments.orders >= 3000)
         ),
+        "overhead": lambda: measure_overhead(stack, folder, max(200, arguments.orders // 3)),
         "gpu": lambda: measure_gpu(stack, folder, _GPU_ORDERS),
         "many": lambda: measure_many(stack, folder, _IN_FLIGHT, _HOLD_SECONDS),
         "letters": lambda: measure_letters(stack, folder, _LETTERS),

@@ -81,9 +81,19 @@ class Processes:
         return found
 
     def start_workers(
-        self, database_url: str, capacity: int, *, only: Sequence[str] = WORKERS, pools: Sequence[str] = ()
+        self,
+        database_url: str,
+        capacity: int,
+        *,
+        only: Sequence[str] = WORKERS,
+        pools: Sequence[str] = (),
+        through: Sequence[str] = (),
     ) -> None:
-        """One submitter, one poller and ops, or some of them, all with default settings. pools -- of each simulator"""
+        """One submitter, one poller and ops, or some of them, all with default settings.
+
+        pools   -- of each simulator
+        through -- a module that runs the module it is given
+        """
         names = pools or ["comfyui"] * len(self.simulators)
         backends = self._folder / "backends.toml"
         backends.write_text(
@@ -105,7 +115,8 @@ class Processes:
             port = self._port()
             self.health[name] = f"http://{LOOPBACK}:{port}"
             more = {"DARKROOM_METRICS_PORT": str(port), "DARKROOM_INSTANCE": name}
-            self.start(name, f"services.{name}", [], {**settings, **more})
+            module, *arguments = [*through, f"services.{name}"]
+            self.start(name, module, arguments, {**settings, **more})
         for name, url in self.health.items():
             self.wait_for(name, f"{url}/readyz")
 

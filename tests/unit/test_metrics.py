@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -167,11 +168,18 @@ def test_a_service_exports_only_what_it_writes():
 
 
 @pytest.mark.parametrize("service", SERVICES)
-def test_ten_backends_stay_within_the_series_budget(service):
+def test_ten_backends_stay_within_the_budget_of_series_and_of_50_ms_a_scrape(service):
     backends = [f"gpu-{n}" for n in range(10)]
     queues = ["orders", *(f"{step}.{pool}" for step in ("submit", "check") for pool in POOLS)]
     full = build(service, pools=POOLS, backends=backends, queues=queues)
     assert series(full) < 3000
+
+    def scrape() -> float:
+        began = time.thread_time()
+        generate_latest(full.registry)
+        return time.thread_time() - began
+
+    assert min(scrape() for _ in range(5)) < 0.05
 
 
 def test_more_than_twenty_backends_are_refused():
