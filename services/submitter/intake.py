@@ -170,12 +170,16 @@ class Intake:
         return None
 
     def _fail_unstartable(self, pairs: Sequence[tuple[_Read | Problem, Claimed | Purged | None]]) -> dict[Any, Task]:
-        """pending -> failed for rows that cannot be started: new ones, and those a dying worker left behind."""
+        """pending -> failed for rows that cannot be started: new ones, and those a dying worker left behind.
+
+        Not one that a person sent round again: its inputs may be others than those that came once more.
+        """
         changes = {}
         for read, found in pairs:
             if not isinstance(read, _Read) or read.problem is None or not isinstance(found, Claimed):
                 continue
-            if found.task.status is Status.PENDING and found.result in {ClaimResult.WON, ClaimResult.DUPLICATE}:
+            is_untouched = found.task.status is Status.PENDING and found.task.version == 1
+            if is_untouched and found.result in {ClaimResult.WON, ClaimResult.DUPLICATE}:
                 changes[found.task.id] = Change(
                     task=found.task,
                     to=Status.FAILED,

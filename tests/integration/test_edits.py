@@ -8,13 +8,14 @@ import pytest
 
 from services.ops.edits import edit
 from services.ops.replay import Replayer
+from services.submitter.intake import Intake
 from shared.database.adopt import Refused
 from shared.database.claims import ClaimResult
 from shared.database.replays import Replays
 from shared.database.revisions import Edited, revisions_of
-from shared.domain.messages import Order
+from shared.domain.messages import Order, order_placed
 from shared.domain.task import Reason, Stage, Status
-from tests.factories import a_claim, an_order, at_once
+from tests.factories import MEASURED, a_claim, an_order, at_once, delivered
 from tests.integration.plans_lab import HOUR, PlansLab
 from tests.integration.rows_lab import POOL, a_delivery, letter_about
 
@@ -82,6 +83,24 @@ def test_a_copy_of_the_original_order_stays_a_duplicate_and_the_edited_one_is_a_
     changed = Order(**order.model_dump() | {"inputs": {**BEFORE, "width": 64}})
     (other,) = lab.tasks.claim([a_claim(changed)])
     assert other.result is ClaimResult.CONFLICT
+
+
+def test_a_late_copy_of_an_order_that_could_not_be_started_leaves_its_edited_one_alone(lab):
+    intake = Intake(
+        lab.tasks,
+        pools=[POOL],
+        pools_now=lab.slots.pools,
+        problems=lambda said: fits(said.pool, said.workflow, said.inputs),
+        default_deadline_seconds=HOUR,
+        metrics=MEASURED,
+    )
+    order = an_order(inputs={"width": "wide"})
+    intake.handle([delivered(order_placed(order))])
+    task = lab.paid(lab.tasks.get([order.task_id])[order.task_id])
+    assert (task.status, task.reason) == (Status.FAILED, Reason.INVALID_WORKFLOW)
+    edited(lab, *lab.bury(letter_about(task)), {"width": 64})
+    intake.handle([delivered(order_placed(order))])
+    assert lab.row(task).status is Status.PENDING
 
 
 @pytest.mark.parametrize(
