@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from shared.database.actions import note_action
 from shared.database.engine import in_transaction
 from shared.database.plans import PlanState, despite_of
-from shared.database.predictions import Way, predictions_in
-from shared.database.rounds import EventOwed, Replay, Rules, replay_in
+from shared.database.predictions import Way
+from shared.database.rounds import EventOwed, Replay, Rules, predicted_by, replay_in
 from shared.domain.task import Task
 from shared.observe.crash import CrashPoint, crash_point
 
@@ -42,8 +42,8 @@ class Step:
 _RUNNING: Final = sa.text("select id from plans where state = 'running' order by id")
 #: What the pace allows is saved up for a second at most, or until it is one letter.
 _LOCK: Final = sa.text("""
-select p.id, p.changed_by, p.note, p.pool, p.is_forced, p.rate, p.ramp, p.stop_at, p.stop_window, p.step, p.step_sent,
-    p.judged_from, least(coalesce(extract(epoch from now() - p.paced_until)::float8, 'infinity'),
+select p.id, p.at, p.changed_by, p.note, p.pool, p.is_forced, p.rate, p.ramp, p.stop_at, p.stop_window, p.step,
+    p.step_sent, p.judged_from, least(coalesce(extract(epoch from now() - p.paced_until)::float8, 'infinity'),
         greatest(1.0, 1.0 / p.rate)) as saved_seconds,
     exists (select 1 from plan_items i where i.plan_id = p.id and i.state = 'waiting') as is_waiting
 from plans p where p.id = :id and p.state = 'running' for update skip locked
@@ -138,6 +138,7 @@ class PlanSteps:
         rules = Rules(
             default_deadline=self._deadline,
             despite=despite_of(plan.is_forced),
+            known_at=plan.at,
             pool=plan.pool,
             paid=paid,
             noted=noted,
@@ -182,7 +183,7 @@ def _too_many_failed(c: sa.Connection, plan: sa.Row[Any], under_way: int) -> str
 
 def _head(c: sa.Connection, waiting: Sequence[int], allowed: int, rules: Rules) -> list[int]:
     """The first of these letters, up to the last one that the pace allows; those to be refused count for nothing."""
-    found = predictions_in(c, waiting, rules.default_deadline, despite=rules.despite, pool=rules.pool)
+    found = predicted_by(c, waiting, rules)
     going = [p.letter_id for p in found if p.way is not Way.REFUSED]
     last = going[allowed - 1] if len(going) >= allowed else waiting[-1] if waiting else 0
     return [letter for letter in waiting if letter <= last]

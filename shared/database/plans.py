@@ -269,7 +269,7 @@ class Plans:
             plan = _plan(found)
             ids = list(c.execute(_WAITING, {"id": plan_id}).scalars())
             despite = despite_of(plan.is_forced)
-            predictions = predictions_in(c, ids, self._deadline, despite=despite, pool=plan.pool)
+            predictions = predictions_in(c, ids, self._deadline, despite=despite, pool=plan.pool, known_at=plan.at)
             return _preview(c, plan, predictions, c.execute(_WINDOW, {"ids": ids}).one())
 
         return in_transaction(self._engine, work)
@@ -346,7 +346,9 @@ def _preview(c: sa.Connection, plan: Plan, predictions: Sequence[Prediction], wi
 
 
 def despite_of(force: bool) -> frozenset[Outcome]:
-    """What is not refused when an editor forces it. An active task of the same order is beyond any force."""
+    """What is not refused when an editor forces it. An active task of the same order is beyond any force, and so is one
+    that was completed after the plan was made, perhaps by the plan itself.
+    """
     return frozenset({Outcome.SUPERSEDED}) if force else frozenset()
 
 

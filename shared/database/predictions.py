@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from typing import Final
 
@@ -86,9 +87,11 @@ class Facts:
     is_blocked: bool | None
     other_id: uuid.UUID | None
     other_is_completed: bool | None
+    other_was_known: bool | None
 
 
-#: Of other tasks of the same order_id an active one is named before a completed one: no force helps against it.
+#: Of other tasks of the same order_id an active one is named before a completed one, since no force helps against it,
+#: and of completed ones the last.
 _FACTS: Final = sa.text("""
 select d.id as letter_id, d.state, d.closed_by, d.stage, d.reason, d.attempt,
     d.body is not null and not d.headers ? 'body' as is_whole, d.headers ->> 'body' as body_note,
@@ -98,7 +101,8 @@ select d.id as letter_id, d.state, d.closed_by, d.stage, d.reason, d.attempt,
     cast(t.body ->> 'deadline_seconds' as float8) as deadline_seconds,
     t.created_at + cast(t.body ->> 'deadline_seconds' as float8) * interval '1 second' <= now() as is_expired,
     t.id is not null and not coalesce(w.takes_work, false) as is_blocked,
-    o.id as other_id, o.status = 'completed' as other_is_completed
+    o.id as other_id, o.status = 'completed' as other_is_completed,
+    coalesce(o.finished_at <= cast(:known_at as timestamptz), true) as other_was_known
 from dead_letters d
 left join tasks t on t.id = d.task_id
 left join (
@@ -106,10 +110,10 @@ left join (
         and (b.health = 'up' or b.health in ('refused', 'silent') and b.probe_at <= now())) as takes_work
     from backends b group by b.pool) w on w.pool = coalesce(cast(:pool as text), t.pool)
 left join lateral (
-    select s.id, s.status from tasks s
+    select s.id, s.status, s.finished_at from tasks s
     where s.order_id = t.order_id and s.id <> t.id
         and s.status in ('pending', 'submitting', 'processing', 'completed')
-    order by s.status = 'completed', s.created_at limit 1) o on t.status = 'failed'
+    order by s.status = 'completed', s.finished_at desc limit 1) o on t.status = 'failed'
 where d.id = any(cast(:ids as bigint[]))
 order by d.id
 """)
@@ -122,16 +126,18 @@ def predictions_in(
     *,
     despite: Collection[Outcome] = (),
     pool: str | None = None,
+    known_at: datetime | None = None,
 ) -> list[Prediction]:
     """What becomes of each when they go round together, in the caller's transaction, by id; unknown ids are missing.
 
-    despite -- outcomes that the caller does not want to be refused
-    pool    -- where their orders are to be made instead of their own pool
+    despite  -- outcomes that the caller does not want to be refused
+    pool     -- where their orders are to be made instead of their own pool
+    known_at -- when somebody decided so: what has been completed since then is refused all the same; None: now
     """
     found: list[Prediction] = []
     tasks: set[uuid.UUID] = set()
     orders: set[str] = set()
-    for row in c.execute(_FACTS, {"ids": list(letters), "pool": pool}):
+    for row in c.execute(_FACTS, {"ids": list(letters), "pool": pool, "known_at": known_at}):
         facts = Facts(**row._mapping)
         prediction = predicted(facts, default_deadline, despite)
         if prediction.way is Way.ROW and facts.task_id in tasks:
@@ -158,7 +164,8 @@ def predicted(facts: Facts, default_deadline: float, despite: Collection[Outcome
         commands = f"`darkroom order adopt`, `submit-again` or `give-up {facts.task_id}`"
         why = f"nobody knows whether its picture was made and paid for: {commands}"
         return _refused(facts, Outcome.OUTCOME_UNKNOWN, why)
-    if facts.other_id is not None and (not facts.other_is_completed or Outcome.SUPERSEDED not in despite):
+    may_overlook = facts.other_is_completed and facts.other_was_known and Outcome.SUPERSEDED in despite
+    if facts.other_id is not None and not may_overlook:
         state = "completed" if facts.other_is_completed else "active"
         why = f"another task for order {facts.order_id} is {state}: {facts.other_id}"
         return _refused(facts, Outcome.SUPERSEDED, why)

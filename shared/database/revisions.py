@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from shared.database.actions import note_action
 from shared.database.adopt import Refused
 from shared.database.engine import in_transaction
-from shared.database.predictions import Way, predictions_in
-from shared.database.rounds import EventOwed, Replay, Rules, locked, replay_in
+from shared.database.predictions import Way
+from shared.database.rounds import EventOwed, Replay, Rules, locked, predicted_by, replay_in
 from shared.domain.messages import MAX_ORDER_BYTES, Order
 from shared.domain.task import said_in
 
@@ -72,7 +72,7 @@ def edit_in(
     changes -- input -> value, None: it is not given any more
     """
     tasks = locked(c, [letter])
-    seen = predictions_in(c, [letter], rules.default_deadline, despite=rules.despite, pool=rules.pool)
+    seen = predicted_by(c, [letter], rules)
     if not seen:
         return Refused(f"there is no dead letter {letter}")
     (prediction,) = seen

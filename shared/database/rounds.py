@@ -6,6 +6,7 @@ Letters and rows are locked, judged, and moved in one transaction, so of any num
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -23,6 +24,7 @@ class Rules:
 
     default_deadline -- seconds for orders that name none
     despite          -- outcomes that are not refused this time, because somebody has decided so
+    known_at         -- when they did; what has been completed since then is refused all the same; None: now
     pool             -- where the orders go instead of their own pool
     paid             -- task -> version of its row whose `failed` event the caller knows to be out
     noted            -- kept with each deed, such as what the person says about it
@@ -30,6 +32,7 @@ class Rules:
 
     default_deadline: float
     despite: frozenset[Outcome] = frozenset()
+    known_at: datetime | None = None
     pool: str | None = None
     paid: Mapping[uuid.UUID, int] = field(default_factory=dict)
     noted: Mapping[str, Any] = field(default_factory=dict)
@@ -101,9 +104,16 @@ def replay_in(c: sa.Connection, letters: Sequence[int], by_whom: str, rules: Rul
             if refusal is None:
                 raise
             outcome, why = refusal
-            (seen,) = predictions_in(c, [letter], rules.default_deadline, despite=rules.despite, pool=rules.pool)
+            (seen,) = predicted_by(c, [letter], rules)
             found[letter] = Replay(id=None, prediction=replace(seen, outcome=outcome, way=Way.REFUSED, why=why))
     return found
+
+
+def predicted_by(c: sa.Connection, letters: Sequence[int], rules: Rules) -> list[Prediction]:
+    """What becomes of these letters by these rules."""
+    return predictions_in(
+        c, letters, rules.default_deadline, despite=rules.despite, pool=rules.pool, known_at=rules.known_at
+    )
 
 
 def locked(c: sa.Connection, letters: Sequence[int]) -> dict[uuid.UUID, Task]:
@@ -114,7 +124,7 @@ def locked(c: sa.Connection, letters: Sequence[int]) -> dict[uuid.UUID, Task]:
 
 def _together(c: sa.Connection, letters: Sequence[int], by_whom: str, rules: Rules) -> dict[int, Replay | EventOwed]:
     tasks = locked(c, letters)
-    predictions = predictions_in(c, letters, rules.default_deadline, despite=rules.despite, pool=rules.pool)
+    predictions = predicted_by(c, letters, rules)
     found: dict[int, Replay | EventOwed] = {}
     going: list[tuple[Prediction, Task | None]] = []
     for p in predictions:

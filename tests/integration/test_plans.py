@@ -403,6 +403,15 @@ def test_no_force_helps_against_an_active_task_of_the_same_order(lab):
     assert lab.turn(plan_id).progress == Progress(refused=1)
 
 
+def test_by_force_too_a_plan_makes_an_order_once_that_died_under_two_keys(lab):
+    ids = lab.dead(1, order_id="order-7") + lab.dead(1, order_id="order-7")
+    plan, preview = lab.plans.make(ids, "ann", pace=Pace(rate=1000, ramp=(1, 5)), force=True)
+    assert preview.outcomes == {Outcome.WILL_RUN: 1, Outcome.SUPERSEDED: 1}
+    lab.plans.apply(plan.id, "ann")
+    lab.until_over(plan.id)
+    assert lab.replayed() == ids[:1]
+
+
 def test_of_two_letters_about_one_order_the_first_goes_and_the_second_is_refused(lab):
     lab.dead(2, order_id="order-7")
     plan, preview = lab.plans.make(LetterFilter(), "ann", pace=AT_ONCE)
