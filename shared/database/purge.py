@@ -46,18 +46,29 @@ class Place:
 
 
 #: Old is what ended before the cutoff and owes nothing, and whose letters were all closed before it: an open one still
-#: waits for a person. What a plan has not done with stays too.
-_OLD: Final = """
+#: waits for a person. What a plan has not done with stays too, unless somebody gave the plan up.
+_PLANNED: Final = """
+exists (select 1 from plan_items i join plans p on p.id = i.plan_id
+    where i.dead_letter_id = d.id and i.state <> 'ended' and p.state <> 'aborted')
+"""
+_OLD: Final = f"""
 t.finished_at < cast(:cutoff as timestamptz) and t.due_at is null
     and not exists (
-        select 1 from dead_letters d where d.task_id = t.id and (d.state = 'open' or d.closed_at >= :cutoff
-            or exists (select 1 from plan_items i where i.dead_letter_id = d.id and i.state <> 'ended')))
+        select 1 from dead_letters d
+        where d.task_id = t.id and (d.state = 'open' or d.closed_at >= :cutoff or {_PLANNED}))
     and not exists (select 1 from replays r where r.task_id = t.id and r.state = 'open')
 """
-_LOOSE: Final = """
-d.task_id is null and d.state = any('{replayed,discarded,archived}') and d.closed_at < cast(:cutoff as timestamptz)
-    and not exists (select 1 from plan_items i where i.dead_letter_id = d.id and i.state <> 'ended')
+_LOOSE: Final = f"""
+d.task_id is null and d.state = any('{{replayed,discarded,archived}}') and d.closed_at < cast(:cutoff as timestamptz)
+    and not {_PLANNED}
     and not exists (select 1 from replays r where r.dead_letter_id = d.id and r.state = 'open')
+"""
+#: A key is remembered for as long as a letter may bring its order once more: one without a row, whose key nobody may be
+#: able to read, and which somebody may still replay.
+_FORGOTTEN: Final = """
+k.purged_at < now() - :days * interval '1 day' and not exists (
+    select 1 from dead_letters d
+    where d.state in ('open', 'archived') and d.task_id is null and d.stage = 'orders' and d.reason <> 'conflict')
 """
 _COUNT: Final = sa.text(f"""
 with old as (select t.id from tasks t where t.created_at < cast(:cutoff as timestamptz) and {_OLD})
@@ -65,7 +76,7 @@ select (select count(*) from old) as tasks,
     (select count(*) from dead_letters d where d.task_id in (select id from old))
         + (select count(*) from dead_letters d where {_LOOSE}) as letters,
     p.pictures, p.picture_bytes,
-    (select count(*) from purged_keys where purged_at < now() - :days * interval '1 day') as keys
+    (select count(*) from purged_keys k where {_FORGOTTEN}) as keys
 from (select count(*) as pictures, coalesce(sum(a.bytes), 0)::bigint as picture_bytes
       from artifacts a where a.task_id in (select id from old)) p
 """)
@@ -137,10 +148,10 @@ delete from plans p where p.changed_at < cast(:cutoff as timestamptz) and p.stat
 _PICTURES_LEFT: Final = sa.text("select task_id from purged_pictures order by task_id limit :limit")
 _PICTURES_GONE: Final = sa.text("delete from purged_pictures where task_id = any(cast(:ids as uuid[]))")
 #: A key that is used again names the same folder of pictures, so what stands there must be gone first.
-_FORGET_KEYS: Final = sa.text("""
+_FORGET_KEYS: Final = sa.text(f"""
 delete from purged_keys where idempotency_key in (
     select k.idempotency_key from purged_keys k
-    where k.purged_at < now() - :days * interval '1 day'
+    where {_FORGOTTEN}
         and not exists (select 1 from purged_pictures p where p.task_id = k.task_id)
     order by k.purged_at limit :limit)
 """)

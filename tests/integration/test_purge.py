@@ -214,8 +214,21 @@ def test_what_a_plan_has_not_done_with_stays(past: Past) -> None:
         "insert into plan_items (plan_id, place, dead_letter_id, predicted) select 1, 1, id, '' from dead_letters"
     )
     assert past.purge() == Purged()
-    past.lab.sql("update plan_items set state = 'ended', result = 'refused'")
+    past.lab.sql("update plans set state = 'aborted'")
     assert past.purge() == Purged(tasks=1, pictures=1)
+
+
+def test_a_key_is_not_forgotten_while_a_letter_may_bring_its_order_again(past: Past) -> None:
+    order = an_order()
+    past.aged(past.lab.completed(**order.model_dump(exclude_defaults=True)))
+    copy = order_placed(order)
+    buried = {"x-death": [{"queue": "orders", "reason": "delivery_limit"}]}
+    past.collector.handle([a_delivery(body=copy.body, type=copy.type, message_id="m-1", headers=buried)])
+    assert past.purge() == Purged(tasks=1, pictures=1)
+    past.lab.sql("update purged_keys set purged_at = purged_at - interval '91 days'")
+    assert (past.purge(), Purge(past.lab.engine, 90 * DAY).count().keys) == (Purged(), 0)
+    do(past.lab.engine, Deed.DISCARD, past.letters.ids(LetterFilter()), "ann", "told the shop")
+    assert past.purge() == Purged(keys=1)
 
 
 @pytest.mark.parametrize("deed", ["delete from operator_actions", "update task_moves set actor = 'x'"])
