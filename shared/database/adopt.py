@@ -23,6 +23,8 @@ class Refused:
     why: str
 
 
+#: Letters before their row, as a replay does it.
+_LOCK_LETTERS: Final = sa.text("select id from dead_letters where task_id = :id order by id for update")
 _LOCK_TASK: Final = sa.text(f"select {TASK} from tasks t where t.id = :id for no key update")
 _ATTEMPT: Final = sa.text("""
 select a.backend, a.job_key, b.capacity from attempts a join backends b on b.name = a.backend
@@ -62,6 +64,7 @@ def adopt(
     """
 
     def work(c: sa.Connection) -> Task | Refused:
+        c.execute(_LOCK_LETTERS, {"id": task.id})
         row = task_of(c.execute(_LOCK_TASK, {"id": task.id}).one())
         obstacle = _obstacle(row)
         if obstacle is not None:

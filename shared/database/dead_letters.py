@@ -72,10 +72,10 @@ unnest(cast(:identities as text[]), cast(:task_ids as uuid[]), cast(:attempts as
          version, body, headers)
 """
 
-_KNOWN: Final = sa.text("select identity from dead_letters where identity = any(:identities)")
+#: Letters before rows, and in the order of their ids, as a replay locks them.
+_KNOWN: Final = sa.text("select identity from dead_letters where identity = any(:identities) order by id for update")
 
-#: Waits for a person who is adopting a job for one of these rows. Not for letters that are there: a replay locks its
-#: letter first and its row second.
+#: Waits for a person who is adopting a job for one of these rows.
 _LOCK_TASKS: Final = sa.text("select id from tasks where id = any(cast(:ids as uuid[])) order by id for share")
 
 #: A letter whose row somebody has taken out of that failure already (adopt needs no letter) has nothing to decide.
