@@ -101,7 +101,8 @@ returning identity
 
 #: A row that was replayed (or adopted) and failed again at the same attempt and stage has a letter of that name
 #: already. It is a new failure, and not a late copy of the old letter, when the row failed after the letter was
-#: last written or closed.
+#: last written or closed. One without a row that comes although somebody has closed it is recorded once more: its
+#: sender may have placed it again, and nothing else would ever say that it died.
 _REOPEN: Final = sa.text(f"""
 update dead_letters d set state = 'open', closed_at = null, closed_by = null, at = now(), repeats = d.repeats + 1,
     reason = v.reason, detail = v.detail, exception = v.exception, fingerprint = v.fingerprint, pool = v.pool,
@@ -110,10 +111,12 @@ update dead_letters d set state = 'open', closed_at = null, closed_by = null, at
     message_id = v.message_id, message_type = v.message_type, trace_id = v.trace_id, version = v.version,
     body = v.body, headers = v.headers
 from {_LETTERS},
-    (select id, state from dead_letters where identity = any(:identities) order by identity for update) as old, tasks t
-where d.identity = v.identity and old.id = d.id and t.id = d.task_id
-    and t.status = 'failed' and t.attempt = d.attempt and t.stage = d.stage
-    and t.changed_at > greatest(d.at, d.closed_at)
+    (select id, state from dead_letters where identity = any(:identities) order by id for update) as old
+where d.identity = v.identity and old.id = d.id and (
+    d.task_id is null and old.state <> 'open'
+    or exists (
+        select 1 from tasks t where t.id = d.task_id and t.status = 'failed' and t.attempt = d.attempt
+            and t.stage = d.stage and t.changed_at > greatest(d.at, d.closed_at)))
 returning d.id, d.identity, old.state as was
 """)
 

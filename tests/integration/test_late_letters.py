@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from services.ops.collector import Collector
 from shared.database.adopt import adopt
 from shared.database.dead_letters import DeadLetters
+from shared.database.letter_states import Deed, do
 from shared.database.letters import LetterFilter
 from shared.domain.task import Reason, Stage, Status, Task
-from tests.integration.rows_lab import Lab, letter_about
+from tests.integration.rows_lab import Lab, a_delivery, letter_about
 from tests.waiting import eventually
 
 #: A session of this test's database that waits for a lock.
@@ -71,3 +72,23 @@ def test_a_letter_recorded_while_a_person_adopts_waits_for_what_they_do(lab: Lab
         ann.rollback()
         recorded.result(10)
     assert len(letters.page(LetterFilter())) == 1
+
+
+def test_an_order_without_a_row_that_dies_once_more_is_open_again(lab: Lab, letters: DeadLetters) -> None:
+    """Its sender was told, and placed the very same message again; nothing else would say that it died."""
+    buried = {"x-death": [{"queue": "orders", "reason": "delivery_limit"}]}
+    order = a_delivery(body=b'{"idempotency_key": "k"}', message_id="m-1", headers=buried)
+    collector = Collector(letters, lab.metrics)
+    collector.handle([order])
+    collector.handle([order])
+    (letter,) = letters.page(LetterFilter())
+    assert letter.repeats == 0
+    do(lab.engine, Deed.DISCARD, [letter.id], "ann", "told the shop")
+
+    collector.handle([order])
+
+    (again,) = letters.page(LetterFilter())
+    assert (again.id, again.repeats, again.closed_by) == (letter.id, 1, None)
+    assert again.at > letter.at
+    (noted,) = lab.sql("select * from operator_actions where action = 'dead letter reopened'")
+    assert (noted.by_whom, noted.detail["was"]) == ("ops@test", "discarded")
