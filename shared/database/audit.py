@@ -150,6 +150,7 @@ def recent_violations(
     """
 
     def questions(c: sa.Connection) -> dict[Check, list[str]]:
+        c.execute(sa.text("set transaction read only"))
         longest = c.execute(_MANY_MOVES_AGO, {"most": _MOST_MOVES}).scalar_one_or_none()
         values = {
             "since": since_seconds if longest is None else min(since_seconds, longest),

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from shared.database.engine import in_transaction
 from shared.database.rows import PRIORITIES, TASK, task_of
+from shared.domain.canary_order import CANARY_POOL
 from shared.domain.task import Status, Task, task_id_for
 
 #: Rows counted at most for one place in the queue: what a waiting customer is told need not be exact behind that.
@@ -38,10 +39,11 @@ class Place:
 _BEHIND: Final = "(t.created_at, t.id) < (coalesce(cast(:at as timestamptz), 'infinity'), cast(:behind as uuid))"
 _NEWEST_FIRST: Final = "order by t.created_at desc, t.id desc limit :limit"
 
-#: One short scan of the index per status, also for a list of all: one index serves both.
+#: One short scan of the index per status, also for a list of all: one index serves both. Canary orders are nobody's;
+#: who wants to see them names their pool.
 _OF_STATUSES: Final = sa.text(f"""
 select {TASK} from unnest(cast(:statuses as text[])) s(status) cross join lateral (
-    select * from tasks t where t.status = s.status and {_BEHIND} {_NEWEST_FIRST}
+    select * from tasks t where t.status = s.status and t.pool <> '{CANARY_POOL}' and {_BEHIND} {_NEWEST_FIRST}
 ) t {_NEWEST_FIRST}
 """)
 

@@ -9,6 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from shared.database.listing import COUNTED_AHEAD, Filter, Listing, Place
+from shared.domain.canary_order import CANARY_POOL
 from shared.domain.task import Priority, Status, Task, task_id_for
 from tests.factories import Rows, a_claim
 
@@ -44,6 +45,12 @@ def test_a_list_of_all_begins_with_the_newest_and_ends_with_the_oldest(rows: Row
     rows.failed(idempotency_key="b")
     rows.pending(idempotency_key="c")
     assert [keys(page) for page in pages(listing, Filter(), 2)] == [["c", "b"], ["a"]]
+
+
+def test_canary_orders_are_in_no_list_but_that_of_their_pool(rows: Rows, listing: Listing) -> None:
+    rows.tasks.claim([a_claim(idempotency_key="theirs"), a_claim(idempotency_key="ours", pool=CANARY_POOL)])
+    assert keys(listing.page(Filter(), behind=None, limit=10)) == ["theirs"]
+    assert keys(listing.page(Filter(pool=CANARY_POOL), behind=None, limit=10)) == ["ours"]
 
 
 def test_rows_of_one_moment_are_told_apart(rows: Rows, listing: Listing) -> None:
