@@ -125,6 +125,15 @@ def test_foreign_text_stays_text_on_every_page(lab: LettersLab) -> None:
         assert "<img src=x" not in text, path
 
 
+def test_a_body_with_half_a_character_is_shown_and_exported(lab: LettersLab) -> None:
+    lab.unreadable(rb'{"prompt": "\ud83d cat"}')
+    (letter,) = lab.ids()
+    browser = lab.console.as_(Role.VIEWER)
+
+    assert r"\ud83d cat" in browser.get(f"/letters/{letter}").text
+    assert json.loads(json.loads(browser.get("/letters/export").text)["body"])["prompt"] == "\ud83d cat"
+
+
 def test_the_ticked_letters_are_discarded_and_no_others(lab: LettersLab) -> None:
     for _ in range(3):
         lab.dead()

@@ -153,8 +153,11 @@ def _size(count: int) -> str:
     return f"{count / 1000:.1f} kB" if count < 1_000_000 else f"{count / 1_000_000:.1f} MB"
 
 
-#: What a reader could take for something else: line and direction marks, and characters without a picture.
-_UNSEEN: Final = re.compile("[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]")
+#: What a reader could take for something else: line and direction marks, and characters without a picture. JSON may
+#: also name half a character, which no page can carry.
+_UNSEEN: Final = re.compile(
+    "[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff]"
+)
 
 
 def visible(text: str) -> str:
