@@ -41,6 +41,8 @@ ByWhom = Annotated[
 
 #: Addresses that stand in for settings a command does not use, so that it asks for no more than it needs.
 _UNUSED: Final = {"DARKROOM_DATABASE_URL": "postgresql://unused", "DARKROOM_AMQP_URL": "amqp://unused"}
+#: A hundred years: before and after come moments that no database can tell.
+_LONGEST_SECONDS: Final = 100 * 365 * 86_400
 _DURATION: Final = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", re.ASCII)
 
 
@@ -117,7 +119,7 @@ def seconds_of(text: str) -> float:
     match = _DURATION.fullmatch(text.strip().lower())
     days, hours, minutes, rest = (int(part or 0) for part in match.groups()) if match else (0, 0, 0, 0)
     seconds = ((days * 24 + hours) * 60 + minutes) * 60 + rest
-    if not seconds:
+    if not 0 < seconds <= _LONGEST_SECONDS:
         raise typer.BadParameter("give a time such as 90s, 10m, 1h30m or 2d")
     return float(seconds)
 

@@ -231,7 +231,7 @@ def test_a_viewer_changes_nothing(lab: LettersLab) -> None:
     assert lab.console.actions() == []
 
 
-@pytest.mark.parametrize("path", ["/letters/99", "/letters/groups/none", "/letters/x"])
+@pytest.mark.parametrize("path", ["/letters/99", "/letters/groups/none", "/letters/x", f"/letters/{10**22}"])
 def test_what_is_not_there_is_said_so(lab: LettersLab, path: str) -> None:
     assert lab.console.as_(Role.VIEWER).get(path).status_code == 404
 

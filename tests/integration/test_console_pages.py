@@ -1,6 +1,7 @@
 """The console's pages: what they say, how they are found, and foreign text that stays text."""
 
 import re
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,6 +50,25 @@ def test_whatever_somebody_types_into_a_filter_comes_back_as_text(lab: ConsoleLa
             assert not read(answer.text).all("x-evil"), (path, name)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/orders?q=a%00b",
+        "/letters?reason=%00",
+        "/letters/groups/%00",
+        "/letters/list?since=0001-01-01T00:00%2B14:00",
+        "/letters/list?until=99999999d",
+        "/audit?since=9999-12-31T23:59-14:00",
+        f"/orders?before=0001-01-01T00:00%2B23:59~{uuid.UUID(int=1)}",
+    ],
+)
+def test_what_no_database_can_hold_is_refused_with_a_reason(lab: ConsoleLab, path: str) -> None:
+    answer = lab.as_(Role.VIEWER).get(path)
+
+    assert answer.status_code == 422
+    assert read(answer.text).all("nav")
+
+
 def test_a_picture_is_served_as_one_and_as_nothing_else(lab: ConsoleLab) -> None:
     task = a_hostile_order(lab)
     browser = lab.as_(Role.VIEWER)
@@ -77,7 +97,6 @@ def test_an_order_is_found_by_every_name_it_has(lab: ConsoleLab) -> None:
         answer = browser.ask("GET", "/orders", params={"q": name})
         assert (answer.status_code, answer.headers["Location"]) == (303, f"/orders/{task.id}"), name
     assert "No order has this name" in browser.get("/orders?q=shop").text
-    assert browser.get("/orders?q=a%00b").status_code == 200
 
 
 def test_an_order_id_of_several_tasks_lists_them_the_newest_first(lab: ConsoleLab) -> None:
@@ -120,7 +139,7 @@ def test_lists_are_narrowed_by_status_and_pool_and_say_when_nothing_is_left(lab:
     assert orders(f"/orders?pool={POOL}&status=failed") == {str(failed.id)}
     assert orders("/orders?status=failed&status=pending") == {str(here.id), str(elsewhere.id), str(failed.id)}
     assert "No order is like this" in browser.get("/orders?pool=nobodys").text
-    for wrong in ("status=done", "before=x", "before=2026-01-01T00:00:00~7", f"before=2026-01-01T00:00:00~{failed.id}"):
+    for wrong in ("status=done", "before=x", "before=2026-01-01T00:00:00~7"):
         assert browser.get(f"/orders?{wrong}").status_code == 422, wrong
 
 

@@ -1,11 +1,12 @@
 """What people did: by whom, what, to what, when, and in what words."""
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
+from services.ops.console.forms import moment_of
 from services.ops.console.parts import Parts
 from services.ops.console.problem import Refused
 from services.ops.console.rendering import Pages, link
@@ -23,7 +24,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
 
     @router.get("/audit")
     def audit(request: Request) -> Response:
-        asked = {name: value.replace("\0", "") for name, value in request.query_params.items()}
+        asked = request.query_params
         query = {name: asked.get(name, "") for name in ("by", "action", "subject", "since", "until")}
         before = asked.get("before", "")
         if before and not _NUMBER.fullmatch(before):
@@ -67,7 +68,6 @@ def _moment(text: str) -> datetime | None:
     if not text:
         return None
     try:
-        moment = datetime.fromisoformat(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
+        return moment_of(text)
     except ValueError:
         raise Refused(422, "This is no moment", "Write it as 2026-01-31T08:30, in UTC.") from None

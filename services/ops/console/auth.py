@@ -61,6 +61,8 @@ class Gate:
         if session is None:
             raise NotSignedIn
         request.state.signed = signed = Signed(session, token)
+        if any("\0" in text for text in (request.scope["path"], *request.query_params.values())):
+            raise Refused(422, "This cannot be looked for", "The address holds a character with the code 0.")
         if request.method in _LOOKING:
             return
         must_be_from_here(request, self._url)

@@ -4,11 +4,12 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import typer
+from fastapi import Path
 
-from services.ops.console.forms import Form
+from services.ops.console.forms import Form, moment_of
 from services.ops.console.problem import Refused
 from services.ops.console.rendering import link
 from shared.database.letters import LetterFilter, Letters
@@ -28,6 +29,9 @@ _TEXTS: Final = {
     "text": "text",
 }
 _LONGEST: Final = 300
+
+#: The number of a row in a path; what no database has is no page.
+Id = Annotated[int, Path(ge=1, le=2**63 - 1)]
 
 
 def filter_of(query: Mapping[str, str], letters: Letters) -> tuple[LetterFilter, bool]:
@@ -88,10 +92,8 @@ def whole_number(query: Mapping[str, str], name: str) -> int | None:
 
 def _text(query: Mapping[str, str], name: str) -> str:
     value = query.get(name, "").strip()
-    if len(value) > _LONGEST or "\0" in value:
-        raise Refused(
-            422, "This cannot be looked for", f"{name} has {_LONGEST} characters at most, and none with code 0."
-        )
+    if len(value) > _LONGEST:
+        raise Refused(422, "This cannot be looked for", f"{name} has {_LONGEST} characters at most.")
     return value
 
 
@@ -110,8 +112,7 @@ def _edge(query: Mapping[str, str], name: str) -> datetime | float | None:
         return None
     try:
         # An address that was typed has + for what forms write as %2B, and that is a space.
-        moment = datetime.fromisoformat(text.replace(" ", "+") if "T" in text else text)
-        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+        return moment_of(text.replace(" ", "+") if "T" in text else text)
     except ValueError:
         pass
     try:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Depends, Request, Response
 
 from services.ops.console.auth import Posted, SignedIn, needs
+from services.ops.console.chosen import Id
 from services.ops.console.parts import Parts
 from services.ops.console.problem import Refused
 from services.ops.console.rendering import Pages, done
@@ -70,11 +71,11 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         return pages.page(request, "edit.html", status, **values)
 
     @router.get("/letters/{letter_id}/edit")
-    def look(request: Request, letter_id: int) -> Response:
+    def look(request: Request, letter_id: Id) -> Response:
         return page(request, letter_id)
 
     @router.post("/letters/{letter_id}/edit")
-    def replay(request: Request, letter_id: int, form: Posted, signed: SignedIn) -> Response:
+    def replay(request: Request, letter_id: Id, form: Posted, signed: SignedIn) -> Response:
         letter, task = found(letter_id)
         fields = fields_of(parts, task)
         typed = {one.name: form.text(_PREFIX + one.name, at_most=_LONGEST) for one in fields}

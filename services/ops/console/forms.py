@@ -1,6 +1,7 @@
 """What a browser posts: fields as text, read once and not without end."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import parse_qs
 
@@ -37,6 +38,15 @@ class Form:
         if not value and needed is not None:
             raise Refused(422, "Something is missing", needed)
         return value
+
+
+def moment_of(text: str) -> datetime:
+    """In UTC, as which it is read when it names no zone. Raises ValueError, also when UTC has no such year. Pure."""
+    moment = datetime.fromisoformat(text)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text} is out of the calendar") from error
 
 
 async def read_form(request: Request) -> Form:

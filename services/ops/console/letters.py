@@ -11,7 +11,7 @@ from fastapi.responses import RedirectResponse, StreamingResponse
 
 from services.ops.closing import Closed, Closing, close
 from services.ops.console.auth import Posted, SignedIn
-from services.ops.console.chosen import ANY, address_of, fields_of, filter_of, posted_filter, whole_number
+from services.ops.console.chosen import ANY, Id, address_of, fields_of, filter_of, posted_filter, whole_number
 from services.ops.console.forms import Form
 from services.ops.console.parts import Parts
 from services.ops.console.problem import Refused
@@ -120,7 +120,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         return done(signed.token, f"/letters/groups/{fingerprint}", f"{words}: {value or 'nothing any more'}")
 
     @router.get("/letters/{letter_id}")
-    def letter(request: Request, letter_id: int) -> Response:
+    def letter(request: Request, letter_id: Id) -> Response:
         found = letters.get([letter_id]).get(letter_id)
         if found is None:
             raise Refused(404, "There is no such letter", "It may have been purged.")

@@ -1,12 +1,12 @@
 """Orders: found by whatever name somebody has for one, and listed by status and pool."""
 
 import uuid
-from datetime import datetime
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from services.ops.console.forms import moment_of
 from services.ops.console.parts import Parts
 from services.ops.console.problem import Refused
 from services.ops.console.rendering import Pages, link
@@ -30,8 +30,8 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
     @router.get("/orders")
     def orders(request: Request) -> Response:
         asked = request.query_params
-        text = asked.get("q", "").strip()[:_LONGEST].replace("\0", "")
-        pool = asked.get("pool", "").replace("\0", "")
+        text = asked.get("q", "").strip()[:_LONGEST]
+        pool = asked.get("pool", "")
         statuses = [_status(name) for name in asked.getlist("status") if name]
         behind = _place(asked.get("before", ""))
         if text:
@@ -78,9 +78,6 @@ def _place(text: str) -> Place | None:
         return None
     moment, _, id_ = text.partition("~")
     try:
-        place = Place(datetime.fromisoformat(moment), uuid.UUID(id_))
+        return Place(moment_of(moment), uuid.UUID(id_))
     except ValueError:
         raise Refused(422, "No such page", "Begin at the newest again.") from None
-    if place.created_at.tzinfo is None:
-        raise Refused(422, "No such page", "Begin at the newest again.")
-    return place
