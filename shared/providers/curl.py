@@ -1,4 +1,4 @@
-"""One HTTP call through libcurl, for servers that every order calls: see docs/decisions/0019.
+"""HTTP calls through libcurl, one or many at once, for servers that every order calls: see docs/decisions/0019.
 
 Nothing is repeated but a question on a kept connection that turned out to be dead, nothing is followed, no proxy and no
 credentials of the environment are used.
