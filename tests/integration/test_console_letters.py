@@ -181,6 +181,18 @@ def test_a_letter_goes_round_again_at_a_press(lab: LettersLab) -> None:
     assert "Would be refused: already replayed by ann" in page
 
 
+def test_enter_after_a_reason_does_not_send_the_letter(lab: LettersLab) -> None:
+    """A browser then presses the first button of the form that the reason stands in."""
+    lab.dead()
+    (letter,) = lab.ids()
+
+    page = lab.console.as_(Role.EDITOR).get(f"/letters/{letter}").text
+    (form,) = [form for form in re.findall("<form.*?</form>", page, re.DOTALL) if 'name="why"' in form]
+
+    assert re.findall(r"<button[^>]*>([^<]*)", form)[0] == "Archive"
+    assert "replay" not in form.lower()
+
+
 @pytest.mark.parametrize(
     ("fields", "why"),
     [
