@@ -327,6 +327,15 @@ def test_while_the_database_is_away_the_page_says_so(lab: ConsoleLab, monkeypatc
     assert "is away" in read(answer.text).text
 
 
+def test_what_was_done_is_said_whatever_it_is_written_in(lab: ConsoleLab) -> None:
+    browser = lab.as_(Role.OPERATOR)
+
+    answer = browser.post("/backends/pause", name="\u2764" * 1500, reason="r")
+
+    assert len(answer.headers["Set-Cookie"]) < 4096  # a browser drops a longer one
+    assert "There is no backend \u2764" in read(browser.get("/backends").text).text
+
+
 def test_words_that_were_planted_in_a_cookie_are_not_said(lab: ConsoleLab) -> None:
     browser = lab.as_(Role.OPERATOR)
     lab.backends(gpu_1=1)
