@@ -62,6 +62,7 @@ def test_a_plan_is_applied_at_the_pace_that_was_typed_and_stopped_by_people(lab:
         "plan resume",
         "plan abort",
     ]
+    assert f'href="{plan}">plan 1</a>' in browser.get("/audit?action=plan+abort").text
 
 
 def test_what_a_plan_refuses_is_said(lab: LettersLab) -> None:

@@ -3,6 +3,7 @@
 import re
 from datetime import datetime
 from typing import Any, Final
+from urllib.parse import quote
 
 from fastapi import APIRouter, Request, Response
 
@@ -56,10 +57,12 @@ def place_of(action: Action) -> str:
     kind = action.action.partition(" ")[0]
     if kind == "backend":
         return "/backends"
+    if action.action.startswith("dead letter group "):
+        return f"/letters/groups/{quote(action.subject, safe='')}"
     if kind == "dead" and _NUMBER.fullmatch(action.subject):
         return f"/letters/{action.subject}"
-    if kind == "plan" and _NUMBER.fullmatch(action.subject):
-        return f"/plans/{action.subject}"
+    if kind == "plan" and _NUMBER.fullmatch(number := action.subject.removeprefix("plan ")):
+        return f"/plans/{number}"
     return f"/orders/{action.subject}" if _TASK.fullmatch(action.subject) else ""
 
 
