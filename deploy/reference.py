@@ -36,7 +36,7 @@ could measure.
 | slots of one worker | they belong to a backend, counted from rows; who lacks them says `backend_wait_seconds` |
 | replays as a counter | commands end before a scrape; the rows are there (`dead_letter_replays`) |
 | completed, failed, cancelled tasks in `tasks` | counting them reads the whole table; they are counted as they end |
-| a database role of its own for the gauges | `ops` writes letters anyway; it asks for gauges in transactions that may only read |
+| a role of its own for the gauges | `ops` writes letters anyway; gauges are asked for in read-only transactions |
 | drift between broker and table | a letter that is not in the table yet is still in its dead queue |
 
 The last one is `rabbitmq_detailed_queue_messages_ready{queue=~".+\\.dead"}`, and the alert DeadQueueNotDraining.
