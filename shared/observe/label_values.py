@@ -32,7 +32,7 @@ TRANSACTIONS: Final = ("claim", "take", "may_post", "move", "due", "follow_up")
 #: What has become of a replay; published: its letter had no row, so its body went to `orders` again.
 REPLAYS: Final = ("open", "completed", "failed", "cancelled", "published")
 #: The loops that stamp themselves; shared/observe/health.py writes the gauge.
-LOOPS: Final = ("consume", "schedule", "watch", "collect", "replay", "plans", "export", "canary")
+LOOPS: Final = ("consume", "schedule", "watch", "replay", "plans", "export", "canary")
 #: What the exporter asks the database; each answer goes stale by itself.
 QUESTIONS: Final = ("state", "invariants")
 #: Whether a backend takes work, see Backend.state in shared/database/slots.py.

@@ -10,6 +10,9 @@ from shared.observe.catalog import CATALOGUE, PREFIX, Metric
 from tests.e2e.test_counted import AT_LEAST, IMPLIED
 
 TESTS = Path(__file__).parents[1]
+CODE = TESTS.parent
+#: They list what there is, and write nothing.
+LISTS = {"catalog.py", "label_values.py", "metric.py", "state_metrics.py", "work_metrics.py"}
 #: They read the catalogue itself, or what reads it.
 WITHOUT = {"test_metrics.py", "test_metrics_moved.py", "test_dashboards.py"}
 
@@ -48,3 +51,17 @@ def told() -> set[str]:
 def test_a_test_says_which_value_it_has_after_what(metric: Metric, told: set[str]) -> None:
     samples = [metric.name, *(f"{metric.name}_{part}" for part in ("count", "sum", "bucket"))]
     assert told & {prefix + sample for prefix in ("", PREFIX) for sample in samples}
+
+
+@pytest.fixture(scope="module")
+def said() -> set[str]:
+    """Every text in the code that could be a label's value."""
+    files = [path for part in ("shared", "services") for path in (CODE / part).rglob("*.py") if path.name not in LISTS]
+    nodes = (node for path in files for node in ast.walk(ast.parse(path.read_text())))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+@pytest.mark.parametrize("metric", CATALOGUE, ids=lambda metric: metric.name)
+def test_the_code_says_each_value_that_a_label_may_have(metric: Metric, said: set[str]) -> None:
+    listed = {value for values in metric.labels.values() if isinstance(values, tuple) for value in values}
+    assert {str(value) for value in listed} <= said
