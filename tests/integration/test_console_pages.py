@@ -235,9 +235,9 @@ def test_the_overview_names_what_is_wrong_and_since_when(lab: ConsoleLab) -> Non
     text = " ".join(read(browser.get("/").text).text.split())
 
     assert "3 things ask for you" in text
-    assert "gpu-2 does not answer since" in text
+    assert "gpu-2 does not answer for" in text
     assert "gpu-3 is paused: new driver" in text
-    assert "1 dead letter waits for a decision since 3 h ago" in text
+    assert "1 dead letter waits for a decision for 3 h" in text
     assert "2 h" in text.partition("Pools")[2]
 
 

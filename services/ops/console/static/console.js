@@ -1,4 +1,4 @@
-// What pages do beyond HTML and htmx: "/" goes to the search field, and a form that asks first is asked about.
+// What pages do beyond HTML and htmx: "/" goes to the search field.
 document.addEventListener("keydown", (event) => {
   const field = event.target.closest("input, textarea, select, [contenteditable]");
   if (event.key === "/" && !field && !event.ctrlKey && !event.metaKey && !event.altKey) {
