@@ -9,6 +9,7 @@ from services.ops.canary import CanaryOrders
 from services.submitter.intake import Intake
 from shared.database.canaries import forget_canaries
 from shared.database.moves import Change
+from shared.database.recent import read_recent
 from shared.domain.canary_order import CANARY_POOL
 from shared.domain.messages import Message, Order
 from shared.domain.outcome import Done, FollowUp
@@ -151,6 +152,15 @@ def test_it_is_in_no_count_of_orders(lab: Lab) -> None:
         if "canary" in sample.labels.values() or (sample.name == PREFIX + "orders_received_total" and sample.value)
     ]
     assert told == []
+
+
+def test_it_is_no_order_that_ended_on_the_first_page_of_the_console(lab: Lab) -> None:
+    lab.canary.turn()
+    lab.come_through()
+    assert list(read_recent(lab.engine).bars) == []
+    lab.failed(pool="comfyui")
+    assert sum(bar.failed for bar in read_recent(lab.engine).bars) == 1
+    assert sum(bar.completed for bar in read_recent(lab.engine).bars) == 0
 
 
 def test_rows_and_pictures_of_those_that_came_through_go_and_all_else_stays(lab: Lab) -> None:
