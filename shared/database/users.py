@@ -95,6 +95,7 @@ select count(*) filter (where user_name = :name and address = :address) as both,
 from login_attempts where at > now() - :window * interval '1 second'
 """)
 _FORGET_TRY: Final = sa.text("delete from login_attempts where id = :id")
+_FORGET_ALL_TRIES: Final = sa.text("delete from login_attempts where user_name = :name")
 _FORGET_TRIES: Final = sa.text("delete from login_attempts where user_name = :name and address = :address")
 
 
@@ -122,9 +123,9 @@ class Users:
         return self._change(_REMOVE, {"name": name}, by_whom, "user remove", {})
 
     def set_password(self, name: str, password_hash: str, by_whom: str) -> bool:
-        """And signed out everywhere. False: there is no such user."""
+        """And signed out everywhere, and failed logins are forgotten. False: there is no such user."""
         values = {"name": name, "password_hash": password_hash}
-        return self._change(_PASSWORD, values, by_whom, "user password", {}, sign_out=True)
+        return self._change(_PASSWORD, values, by_whom, "user password", {}, begin_anew=True)
 
     def set_role(self, name: str, role: Role, by_whom: str) -> bool:
         """From the next request on. False: there is no such user."""
@@ -191,14 +192,15 @@ class Users:
         action: str,
         detail: dict[str, Any],
         *,
-        sign_out: bool = False,
+        begin_anew: bool = False,
     ) -> bool:
         def work(c: sa.Connection) -> bool:
             changed = c.execute(statement, values).rowcount == 1
             if changed:
                 note_action(c, by_whom, action, values["name"], detail)
-                if sign_out:
+                if begin_anew:
                     c.execute(_END_ALL, {"name": values["name"]})
+                    c.execute(_FORGET_ALL_TRIES, {"name": values["name"]})
             return changed
 
         return in_transaction(self._engine, work)

@@ -166,6 +166,18 @@ def test_after_five_failed_logins_even_the_right_password_is_refused_for_a_while
     assert browser.sign_in("ann").status_code == 303
 
 
+def test_a_new_password_opens_the_door_at_once_as_the_page_says(lab: ConsoleLab) -> None:
+    lab.as_(Role.VIEWER, "ann")
+    browser = lab.browser()
+    for _ in range(MAX_OF_BOTH + 1):
+        closed = browser.sign_in("ann", "wrong")
+    assert "have somebody run `darkroom user password`" in closed.text
+
+    lab.users.set_password("ann", hash_password("another password", CHEAP), "root")
+
+    assert browser.sign_in("ann", "another password").status_code == 303
+
+
 def test_a_login_that_succeeds_takes_back_the_failed_ones(lab: ConsoleLab) -> None:
     lab.as_(Role.VIEWER, "ann")
     browser = lab.browser()
