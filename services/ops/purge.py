@@ -44,7 +44,7 @@ def run_purge(purge: Purge, store: Store, by_whom: str, say: Callable[[Purged], 
         done = replace(done, letters=done.letters + count)
         say(done)
     purge.remains()
-    while count := purge.keys():
+    while count := purge.keys(by_whom):
         done = replace(done, keys=done.keys + count)
         say(done)
     return done

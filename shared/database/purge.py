@@ -207,10 +207,16 @@ class Purge:
 
         in_transaction(self._engine, work)
 
-    def keys(self) -> int:
+    def keys(self, by_whom: str) -> int:
         """Forget some of the tombstones that have been kept long enough; how many, 0: there are none."""
-        values = {"days": TOMBSTONE_DAYS, "limit": _BATCH}
-        return in_transaction(self._engine, lambda c: c.execute(_FORGET_KEYS, values).rowcount)
+
+        def work(c: sa.Connection) -> int:
+            count = c.execute(_FORGET_KEYS, {"days": TOMBSTONE_DAYS, "limit": _BATCH}).rowcount
+            if count:
+                note_action(c, by_whom, "purge", "keys", {"count": count, "kept_days": TOMBSTONE_DAYS})
+            return count
+
+        return in_transaction(self._engine, work)
 
     def _tasks(self, c: sa.Connection, by_whom: str, behind: Place | None) -> tuple[int, Place | None]:
         place = behind or _start_of(_ORDER[0])

@@ -175,7 +175,7 @@ def test_a_purge_that_dies_before_the_pictures_are_deleted_leaves_nothing_amiss_
     assert past.lab.artifacts.exists(picture.key)
     assert past.findings() == []
     past.lab.sql("update purged_keys set purged_at = now() - interval '91 days'")
-    assert Purge(past.lab.engine, 90 * DAY).keys() == 0  # a new order of that key would write to the same folder
+    assert Purge(past.lab.engine, 90 * DAY).keys("ann") == 0  # a new order of that key would write to the same folder
     assert past.purge() == Purged(pictures=1, keys=1)
     assert not past.lab.artifacts.exists(picture.key)
 
@@ -190,6 +190,8 @@ def test_the_key_of_a_purged_order_is_free_again_after_ninety_days(past: Past) -
     assert past.purge().keys == 0
     past.lab.sql("update purged_keys set purged_at = now() - interval '91 days'")
     assert past.purge().keys == 1
+    (noted,) = past.lab.sql("select * from operator_actions where subject = 'keys'")
+    assert (noted.by_whom, noted.action, noted.detail) == ("ann", "purge", {"count": 1, "kept_days": 90})
     assert claimed(past, order).result is claims.ClaimResult.WON
 
 
