@@ -91,7 +91,7 @@ from {_LETTERS}
 left join lateral (
     select m.actor from tasks t join task_moves m on m.task_id = t.id
     where t.id = v.task_id and m.from_status = 'failed' and m.attempt = v.attempt
-        and (t.status <> 'failed' or t.attempt <> v.attempt)
+        and (t.status <> 'failed' or t.attempt <> v.attempt or t.stage <> v.stage)
     order by m.version desc limit 1
 ) as over on true
 order by v.identity

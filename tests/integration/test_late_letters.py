@@ -61,6 +61,22 @@ def test_an_adopted_order_that_fails_again_has_an_open_letter(lab: Lab, letters:
     assert (letter.state, letter.closed_by) == ("open", None)
 
 
+def test_of_two_failures_of_one_attempt_only_the_letter_of_the_last_is_open(lab: Lab, letters: DeadLetters) -> None:
+    """The first one came too late to be closed by whoever adopted, and nobody could ever decide about it."""
+    task = lab.paid(
+        lab.end(lab.submitting(), Status.FAILED, reason=Reason.OUTCOME_UNKNOWN, detail="lost", stage=Stage.SUBMIT)
+    )
+    adopted = adopt(lab.engine, task, "job-1", "ann", "found it", default_deadline=60, tries=5)
+    assert isinstance(adopted, Task)
+    again = lab.end(adopted, Status.FAILED, reason=Reason.LOST, detail="gone", stage=Stage.CHECK)
+
+    Collector(letters, lab.metrics).handle([letter_about(task), letter_about(again)])
+
+    first, second = sorted(letters.page(LetterFilter(state=None)), key=lambda letter: letter.stage, reverse=True)
+    assert (first.stage, first.state, first.closed_by) == ("submit", "replayed", "ann")
+    assert (second.stage, second.state) == ("check", "open")
+
+
 def test_a_letter_recorded_while_a_person_adopts_waits_for_what_they_do(lab: Lab, letters: DeadLetters) -> None:
     """Each would miss what the other has not committed yet, and the letter would stay open."""
     task = lab.failed()
