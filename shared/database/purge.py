@@ -46,7 +46,8 @@ class Place:
 
 
 #: Old is what ended before the cutoff and owes nothing, and whose letters were all closed before it: an open one still
-#: waits for a person. What a plan has not done with stays too, unless somebody gave the plan up.
+#: waits for a person, and one that stands in its queue will. What a plan has not done with stays too, unless somebody
+#: gave the plan up.
 _PLANNED: Final = """
 exists (select 1 from plan_items i join plans p on p.id = i.plan_id
     where i.dead_letter_id = d.id and i.state <> 'ended' and p.state <> 'aborted')
@@ -56,6 +57,8 @@ t.finished_at < cast(:cutoff as timestamptz) and t.due_at is null
     and not exists (
         select 1 from dead_letters d
         where d.task_id = t.id and (d.state = 'open' or d.closed_at >= :cutoff or {_PLANNED}))
+    and (t.status <> 'failed'
+        or exists (select 1 from dead_letters d where d.task_id = t.id and d.attempt = t.attempt))
     and not exists (select 1 from replays r where r.task_id = t.id and r.state = 'open')
 """
 _LOOSE: Final = f"""

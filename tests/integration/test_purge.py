@@ -220,6 +220,15 @@ def test_what_a_plan_has_not_done_with_stays(past: Past) -> None:
     assert past.purge() == Purged(tasks=1, pictures=1)
 
 
+def test_a_failed_order_whose_letter_is_not_recorded_yet_stays(past: Past) -> None:
+    task = past.lab.failed()
+    past.aged(task)
+    assert past.purge() == Purged()
+    past.discarded(task)
+    past.aged(task)
+    assert past.purge() == Purged(tasks=1, pictures=1)
+
+
 def test_a_key_is_not_forgotten_while_a_letter_may_bring_its_order_again(past: Past) -> None:
     order = an_order()
     past.aged(past.lab.completed(**order.model_dump(exclude_defaults=True)))
