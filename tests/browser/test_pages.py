@@ -124,6 +124,21 @@ def test_a_keyboard_is_enough(lab: LettersLab, url: str, opened: Open) -> None:
     assert len(lab.ids(state="archived")) == 1
 
 
+def test_a_page_that_cannot_be_kept_up_to_date_says_so_until_it_can(lab: LettersLab, url: str, opened: Open) -> None:
+    visit = opened(url)
+    visit.sign_in("viewer", "/backends")
+    page = visit.page
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+    page.route("**/backends", lambda route: route.fulfill(status=503, body="away"))
+    expect(page.get_by_role("alert")).to_contain_text("What you see is old")
+    page.unroute("**/backends")
+
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.get_by_role("row", name="gpu-1")).to_be_visible()
+    visit.complaints.clear()  # the browser notes each answer that was none
+
+
 def test_a_plan_is_made_applied_and_aborted_without_scripts(lab: LettersLab, url: str, opened: Open) -> None:
     visit = opened(url, scripts=False)
     visit.sign_in("operator", "/letters/list?reason=execution_failed")
