@@ -22,7 +22,7 @@ TABLE: Final = """
     134  300  OrderErrorBurn3d   comfyui
     140  154  DeadLettersOpen    execution_failed check
     162  181  LoopHung           poller schedule
-    164  181  ProbeFailing       canary
+    165  181  ProbeFailing       canary
     165  181  RowsOverdue        poll
     170  199  BacklogOld         openai_images
     170  236  BacklogOld         comfyui
@@ -40,7 +40,7 @@ TABLE: Final = """
     251  257  BrokerBlocked      producer
     251  257  BrokerBlocked      submitter
     252  257  FollowUpsLate
-    255  257  ProbeFailing       canary
+    254  257  ProbeFailing       canary
     255  257  RowsOverdue        poll
     267  268  OrderSlowBurn1h    comfyui
 """
