@@ -129,25 +129,29 @@ def status(
     limit: Annotated[int, typer.Option("--limit", min=1, metavar="N", help="Plans, or letters of one.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """How far plans have come, and of one of them what became of each letter. Status 1: it stopped itself."""
+    """How far plans have come, and of one of them what became of each letter, or what would. Status 1: it stopped."""
     if plan_id is None:
         found = _with_plans(lambda plans: plans.newest(limit))
         _list(found, as_json=as_json)
         return
-    with opened(settings()) as engine:
-        plans = Plans(engine, 0.0)
+    with_settings = settings()
+    with opened(with_settings) as engine:
+        plans = Plans(engine, with_settings.default_deadline_seconds)
         one = _got(plans, plan_id)
         while watch and one.state is PlanState.RUNNING:
             _line(one, as_json=as_json)
             time.sleep(_WATCH_SECONDS)
             one = _got(plans, plan_id)
+        preview = plans.preview(plan_id) if one.state is PlanState.PLANNED else None
         items = plans.items(plan_id, limit=limit)
     if as_json:
-        print_json(_fields(one))
+        print_json(_fields(one) | ({"preview": _preview_fields(preview)} if preview is not None else {}))
         for item in items:
             print_json(item)
     else:
         _line(one, as_json=False)
+        if preview is not None:
+            typer.echo(_previewed(preview))
         _items(items, limit)
     raise typer.Exit(1 if one.state is PlanState.STOPPED else 0)
 

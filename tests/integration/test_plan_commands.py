@@ -9,6 +9,8 @@ import typer
 from typer.testing import CliRunner
 
 from services.ops import commands
+from shared.database.letter_states import Deed, do
+from shared.database.letters import LetterFilter
 from shared.database.plans import Pace
 from shared.domain.task import Reason, Status
 from tests.integration.plans_lab import PlansLab
@@ -52,6 +54,12 @@ def test_a_plan_is_shown_before_it_does_anything_and_applied_by_its_number(run, 
     assert "1        refused: `darkroom order adopt`" in out
     assert "nothing is sent yet: `darkroom dead apply 1`" in out
     assert lab.replayed() == []
+    do(lab.engine, Deed.DISCARD, lab.letters.ids(LetterFilter(reason=Reason.EXECUTION_FAILED))[:1], "cy", "no use")
+    status, out = run("status", "1")
+    assert status == 0
+    assert "2        will run" in out
+    assert "1        refused: somebody has decided already" in out
+    assert json.loads(run("status", "1", "--json")[1].splitlines()[0])["preview"]["going"] == 2
     status, out = run("apply", "1", "--by", "bob", "--rate", "1000", "--ramp", "none", "--stop-at", "50%", "--json")
     plan = json.loads(out.splitlines()[0])
     assert (status, plan["state"], plan["changed_by"]) == (0, "running", "bob")
@@ -59,11 +67,11 @@ def test_a_plan_is_shown_before_it_does_anything_and_applied_by_its_number(run, 
     lab.until_over(1)
     status, out = run("status", "1", "--watch")
     assert status == 0
-    assert "plan 1 is done: 3 completed, 1 refused" in out
+    assert "plan 1 is done: 2 completed, 2 refused" in out
     assert "submit-again" in out
     lines = [json.loads(line) for line in run("status", "1", "--json")[1].splitlines()]
-    assert [line["result"] for line in lines[1:]] == ["completed"] * 3 + ["refused"]
-    assert json.loads(run("status", "--json")[1])["progress"]["completed"] == 3
+    assert [line["result"] for line in lines[1:]] == ["refused", "completed", "completed", "refused"]
+    assert json.loads(run("status", "--json")[1])["progress"]["completed"] == 2
     assert "done" in run("status")[1]
 
 
