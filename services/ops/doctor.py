@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
@@ -28,25 +28,40 @@ from shared.providers.table_files import load_tables
 from shared.providers.workflow import InvalidWorkflows, Workflows, load_workflows
 from shared.service import tools_of
 from shared.storage import Artifacts
-from shared.terminal import AsJson, print_json, settings, table
+from shared.terminal import AsJson, print_json, settings, table, tell
 
 #: All parts are looked at side by side; one that hangs is given up when so much has passed since the beginning.
 _WITHIN_SECONDS: Final = 12.0
+#: How long a start waits for a broker and a database that are on their way up.
+_START_WITHIN_SECONDS: Final = 30.0
+_AGAIN_SECONDS: Final = 0.5
 
 Look = Callable[[], Iterable[Finding]]
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(
+    before_start: Annotated[
+        bool, typer.Option("--start", help="Look only at what must hold before any service starts; wait 30 s for it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Look at broker, database, servers, workflows and store. Exit status 1 when something has failed.
 
     A warning is no failure: what a new installation has yet to do (no schema, no queues, no backends file), or what
     works and could be better. A server of the backends file that does not answer, or cannot run a workflow, is one.
+    With --start none of this counts but what keeps services from starting; what is well is not listed then.
     """
     given = settings(broker=True)
-    findings = examine(given)
+    findings = examine_start(given) if before_start else examine(given)
     if as_json:
         for finding in findings:
             print_json(finding)
+    elif before_start:
+        failed = [f for f in findings if f.verdict is Verdict.FAIL]
+        for f in failed:
+            tell(f"{f.about}: {f.found}" + (f" ({f.advice})" if f.advice else ""))
+        if not failed:
+            typer.echo("the services can start")
     else:
         rows = [(f.verdict, f.about, f.found + (f" ({f.advice})" if f.advice else "")) for f in findings]
         typer.echo(table(("", "what", "found"), rows))
@@ -74,7 +89,31 @@ def examine(given: Settings) -> list[Finding]:
     return findings
 
 
-def _side_by_side(looks: Mapping[str, Look]) -> Iterator[Finding]:
+def examine_start(given: Settings) -> list[Finding]:
+    """What keeps services from starting, whatever runs beside them: no server is asked, no worker expected."""
+    backends, _, _, findings = _files(given, unset=Verdict.FAIL)
+    pools = sorted({backend.pool for backend in backends}) or ["comfyui"]
+    ends = time.monotonic() + _START_WITHIN_SECONDS
+    broker = BrokerLook(given.amqp_urls, topology(pools), before_start=True)
+    database = DatabaseLook(given.database_url.get_secret_value(), before_start=True)
+    looks: dict[str, Look] = {
+        "broker": partial(_patiently, broker, ends),
+        "database": partial(_patiently, database, ends),
+        "artifact store": partial(_store, given.artifacts_url),
+    }
+    return [*findings, *_side_by_side(looks, _START_WITHIN_SECONDS + _WITHIN_SECONDS)]
+
+
+def _patiently(look: BrokerLook | DatabaseLook, ends: float) -> list[Finding]:
+    """What is found once it answers, or when time is up."""
+    while True:
+        found = list(look.findings())
+        if look.answered or time.monotonic() > ends:
+            return found
+        time.sleep(_AGAIN_SECONDS)
+
+
+def _side_by_side(looks: Mapping[str, Look], within: float = _WITHIN_SECONDS) -> Iterator[Finding]:
     """What each of them finds, in their order; also what one had found before it hung or broke."""
     found: dict[str, list[Finding]] = {about: [] for about in looks}
     ended = {about: threading.Event() for about in looks}
@@ -87,19 +126,19 @@ def _side_by_side(looks: Mapping[str, Look]) -> Iterator[Finding]:
             found[about].append(Finding(about, Verdict.FAIL, said, "please report this"))
         ended[about].set()
 
-    ends = time.monotonic() + _WITHIN_SECONDS
+    ends = time.monotonic() + within
     for about, look in looks.items():
         threading.Thread(target=run, args=(about, look), daemon=True).start()  # nobody waits for one that hangs
     for about in looks:
         in_time = ended[about].wait(max(0.0, ends - time.monotonic()))
         yield from list(found[about])
         if not in_time:
-            said = f"no answer within {_WITHIN_SECONDS:.0f} s"
+            said = f"no answer within {within:.0f} s"
             yield Finding(about, Verdict.FAIL, said, "is a firewall between? is it overloaded?")
 
 
 def _files(
-    given: Settings,
+    given: Settings, unset: Verdict = Verdict.WARN
 ) -> tuple[tuple[BackendConfig, ...], Mapping[str, Table], Workflows, list[Finding]]:
     findings = []
     backends: tuple[BackendConfig, ...] = ()
@@ -107,7 +146,7 @@ def _files(
     workflows = Workflows({})
     if given.backends_file is None:
         advice = "name your servers in a file, see README, and set DARKROOM_BACKENDS_FILE"
-        findings.append(Finding("backends file", Verdict.WARN, "none is set", advice))
+        findings.append(Finding("backends file", unset, "none is set", advice))
     else:
         try:
             tables = load_tables(given.providers_dir)

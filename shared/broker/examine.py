@@ -37,13 +37,17 @@ _RELIEF: Final = {
 class BrokerLook:
     """One look; it makes nothing that outlives it. Takes three seconds per address that does not answer.
 
-    consumers -- how many take from each queue, by name; filled while `findings` runs, empty if nobody can say
+    before_start -- what new workers relieve or mend is a warning then: a broker in need, a collector that hangs
+    consumers    -- how many take from each queue, by name; filled while `findings` runs, empty if nobody can say
+    answered     -- whether the broker was reached and stayed until the end of `findings`
     """
 
-    def __init__(self, urls: Sequence[str], topology: Topology) -> None:
+    def __init__(self, urls: Sequence[str], topology: Topology, *, before_start: bool = False) -> None:
         self._urls = urls
         self._topology = topology
+        self._mended_by_workers = Verdict.WARN if before_start else Verdict.FAIL
         self.consumers: dict[str, int] = {}
+        self.answered = False
 
     def findings(self) -> Iterator[Finding]:
         """Everything there is to say."""
@@ -61,6 +65,7 @@ class BrokerLook:
             first = reached[0][0]
             try:
                 yield from self._look_into(first)
+                self.answered = True
             except _LOST as error:
                 found = f"the connection to {_address(first)} broke meanwhile: {_text(error)}"
                 yield Finding("broker", Verdict.FAIL, found, "look at the broker's log")
@@ -86,10 +91,10 @@ class BrokerLook:
         need = _need(parameters)
         if need is not None:
             advice = "; ".join(text for word, text in _RELIEF.items() if word in need) or "look at the broker's log"
-            yield Finding("broker", Verdict.FAIL, f"it takes no messages: {need}", advice)
+            yield Finding("broker", self._mended_by_workers, f"it takes no messages: {need}", advice)
             return  # what is published now stays behind until the alarm is over
         with BlockingConnection(parameters) as connection:
-            yield from examine_dead_letters(connection, self._topology)
+            yield from examine_dead_letters(connection, self._topology, silent_collector=self._mended_by_workers)
 
 
 def _version_of(connection: BlockingConnection) -> str:

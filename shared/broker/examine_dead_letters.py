@@ -30,12 +30,16 @@ class _Canary:
     is_collected: bool
 
 
-def examine_dead_letters(connection: BlockingConnection, topology: Topology) -> Iterator[Finding]:
+def examine_dead_letters(
+    connection: BlockingConnection, topology: Topology, *, silent_collector: Verdict = Verdict.FAIL
+) -> Iterator[Finding]:
     """Whether what dies in each stage comes to the collector.
 
     A canary is rejected in a queue of its own that buries as the stage's work queues do. The collector knows it,
     answers, and makes no row of it. While nobody collects, it is taken out of the dead queue here, so none is sent
     where letters wait before it. One that is lost on its way is the collector's to take, whenever that comes to it.
+
+    silent_collector -- the verdict on one that does not answer
     """
     channel = connection.channel()
     home = f"{OWN_QUEUES}{uuid.uuid4().hex}"
@@ -57,7 +61,7 @@ def examine_dead_letters(connection: BlockingConnection, topology: Topology) -> 
             canary = _Canary(dead_queue(stage), f"{home}.{stage}", is_collected=consumers > 0)
             under_way.append(canary)
             _send(channel, canary, home, _arguments(topology, canary.dead), ends)
-        yield from _follow(connection, under_way, answered, ends)
+        yield from _follow(connection, under_way, answered, ends, silent_collector)
     finally:
         if connection.is_open:
             with connection.channel() as last:  # the other one may be closed by what went wrong
@@ -99,7 +103,11 @@ def _send(channel: BlockingChannel, canary: _Canary, home: str, arguments: dict[
 
 
 def _follow(
-    connection: BlockingConnection, under_way: list[_Canary], answered: list[str], ends: float
+    connection: BlockingConnection,
+    under_way: list[_Canary],
+    answered: list[str],
+    ends: float,
+    silent_collector: Verdict,
 ) -> Iterator[Finding]:
     """Until each has arrived or their time is over."""
     missing = list(under_way)
@@ -118,7 +126,7 @@ def _follow(
     for canary in missing:
         found = f"a rejected message did not come through {canary.dead} within {_ARRIVES_WITHIN_SECONDS:g} s"
         advice = "look at /readyz and the log of the ops service, then at the broker's log"
-        yield Finding(_ABOUT, Verdict.FAIL, found, advice)
+        yield Finding(_ABOUT, silent_collector if canary.is_collected else Verdict.FAIL, found, advice)
 
 
 def _swept(sweeper: BlockingChannel, canary: _Canary) -> bool:

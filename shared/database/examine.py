@@ -30,12 +30,18 @@ select current_setting('server_version_num')::int as number,
 class DatabaseLook:
     """One look; it writes nothing.
 
-    room -- connections PostgreSQL has for us, those already open included; None until somebody could say
+    before_start -- an empty database is a failure then: no worker starts with it
+    room         -- connections PostgreSQL has for us, those already open included; None until somebody could say
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, before_start: bool = False) -> None:
         self._url = url
+        self._empty = Verdict.FAIL if before_start else Verdict.WARN
         self.room: int | None = None
+
+    @property
+    def answered(self) -> bool:
+        return self.room is not None
 
     def findings(self) -> Iterator[Finding]:
         """Everything there is to say."""
@@ -64,7 +70,7 @@ class DatabaseLook:
             began = time.time()
             row = connection.execute(_ABOUT, {"ours": APPLICATION_NAME}).one()
             ended = time.time()
-        schema = _schema(current_revision(engine), newest_revision())
+        schema = _schema(current_revision(engine), newest_revision(), self._empty)
         self.room = row.most - row.others
         yield _version(row.number, row.version)
         if row.is_standby:
@@ -83,9 +89,9 @@ def _version(number: int, version: str) -> Finding:
     return Finding("database", Verdict.OK, f"PostgreSQL {version}")
 
 
-def _schema(current: str | None, newest: str) -> Finding:
+def _schema(current: str | None, newest: str, empty: Verdict) -> Finding:
     if current is None:
-        return Finding("schema", Verdict.WARN, "the database is empty", "run `darkroom migrate`")
+        return Finding("schema", empty, "the database is empty", "run `darkroom migrate`")
     if current < newest:
         found = f"the database is at revision {current}, this version needs {newest}"
         return Finding("schema", Verdict.FAIL, found, "run `darkroom migrate`")

@@ -73,6 +73,15 @@ class Installation:
 
     def doctor(self, *words: str) -> tuple[int, str]:
         """Exit status and standard output of the command."""
+        answer = self._run(*words)
+        return answer.returncode, answer.stdout
+
+    def complaint(self, *words: str) -> tuple[int, str]:
+        """Exit status and standard error of the command."""
+        answer = self._run(*words)
+        return answer.returncode, answer.stderr
+
+    def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
         answer = subprocess.run(
             [sys.executable, "-m", "services.cli", "doctor", *words],
             env=os.environ | self.settings | {"PYTHONPATH": str(ROOT)},
@@ -83,7 +92,7 @@ class Installation:
             timeout=60,
         )
         assert "Traceback" not in answer.stderr
-        return answer.returncode, answer.stdout
+        return answer
 
 
 def of_json(lines: str) -> Findings:

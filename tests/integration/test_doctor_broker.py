@@ -7,10 +7,12 @@ import pytest
 
 from deploy.local.stack import Stack
 from services.ops.collector import Collector
+from services.ops.doctor import examine_start
 from shared.broker.broker import Broker
 from shared.broker.consumer import Subscription
 from shared.broker.examine import _version_finding
 from shared.broker.topology import DELIVERY_LIMIT, dead_queue, topology
+from shared.config import load_settings
 from shared.database.dead_letters import DeadLetters
 from shared.database.letters import LetterFilter
 from shared.domain.canary import ANSWER_TO, CANARY, OWN_QUEUES
@@ -207,10 +209,13 @@ def test_a_broker_in_need_says_of_what_and_nothing_stays_behind(
     try:
         eventually(lambda: need in private_stack.broker.ctl("eval", "rabbit_alarm:get_alarms()."), within=60)
         found = installation.look()["broker"]
+        before_start = examine_start(load_settings(installation.settings, dotenv=None))
     finally:
         private_stack.broker.ctl(*relief)
 
     assert found[1:] == [("fail", f"it takes no messages: low on {need}")]
+    (in_need,) = [finding for finding in before_start if finding.found == found[1][1]]
+    assert in_need.verdict == "warn"  # new workers relieve it
     left = {queue["name"]: queue["messages"] for queue in private_stack.broker.queues()}
     assert left == {queue.name: 0 for queue in topology(["comfyui"]).queues}
 
