@@ -66,7 +66,7 @@ def letter_of(delivery: Delivery) -> NewLetter:
     headers = delivery.headers if isinstance(delivery.headers, Mapping) else {}
     queue_stage = stage_of(delivery.queue)
     deaths = _deaths(headers.get("x-death"))
-    read = _read(delivery.body)
+    read = read_body(delivery.body)
     body, mark = _text(delivery.body)
     kept: dict[str, Any] = {"queue": delivery.queue} | ({"body": mark} if mark else {})
     trace_id = read_trace_id(headers.get(HEADER))
@@ -89,7 +89,7 @@ def letter_of(delivery: Delivery) -> NewLetter:
             task_id, attempt = _task(headers.get("task_id"), headers.get("attempt"))
     message_id = _short(delivery.message_id)
     return NewLetter(
-        identity=hashlib.sha256((message_id or "").encode() + b"\x00" + delivery.body).hexdigest(),
+        identity=identity_of(message_id, delivery.body),
         task_id=task_id,
         attempt=attempt,
         stage=stage,
@@ -151,7 +151,12 @@ def _text(body: bytes) -> tuple[str, str | None]:
     return text.encode()[:MAX_BODY_BYTES].decode(errors="ignore"), mark
 
 
-def _read(body: bytes) -> Mapping[str, Any]:
+def identity_of(message_id: str | None, body: bytes) -> str:
+    """What names a letter that is about no row. Pure."""
+    return hashlib.sha256((message_id or "").encode() + b"\x00" + body).hexdigest()
+
+
+def read_body(body: bytes) -> Mapping[str, Any]:
     """An order, permit or check, when the body can be read at all."""
     try:
         read = json.loads(body)

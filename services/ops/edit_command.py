@@ -38,7 +38,7 @@ def edit_letter(
     if not changes and redirect_to is None:
         raise fail("say what is to be changed: --input NAME=VALUE, or --redirect-to POOL")
     chosen = settings(broker=True)
-    check = _check(chosen)
+    check = offered_check(chosen)
     with opened(chosen) as engine:
         pools = sorted({backend.pool for backend in Slots(engine, by_whom, Quiet()).backends()})
         replays = Replays(engine, chosen.default_deadline_seconds)
@@ -56,7 +56,8 @@ def edit_letter(
     typer.echo(f"task {task_id} is pending again in {pool}, {changed}")
 
 
-def _check(chosen: Settings) -> Check:
+def offered_check(chosen: Settings) -> Check:
+    """What is wrong with an order for a pool, by the files of this machine."""
     if chosen.backends_file is None:
         raise fail("DARKROOM_BACKENDS_FILE is not set: it says what each pool takes")
     # Other commands need not wait for what makes providers.

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
+from services.ops.edit_command import offered_check
 from services.ops.letter_options import All, Chosen, Ids, must_name, with_filter
 from services.ops.opened import opened
 from shared.database.adopt import Refused
@@ -71,11 +72,14 @@ def plan(
     must_name(ids, chosen, act_on_all=act_on_all, dry_run=False)
     pace = _pace(Pace(), rate, ramp, stop_at)
     with_settings = settings()
+    check = offered_check(with_settings) if redirect_to is not None else None
     with opened(with_settings) as engine:
         wanted = ids or chosen.frozen(Letters(engine), LetterState.OPEN)
         plans = Plans(engine, with_settings.default_deadline_seconds)
         limit = None if ids else chosen.limit
-        made = plans.make(wanted, by_whom, pace=pace, pool=redirect_to, force=force, note=note, limit=limit)
+        made = plans.make(
+            wanted, by_whom, pace=pace, pool=redirect_to, force=force, note=note, limit=limit, check=check
+        )
     if isinstance(made, Refused):
         raise fail(made.why, 1)
     new, preview = made

@@ -29,6 +29,7 @@ class PlanRunner:
 
         Begins behind the plan of the last step, so that one that cannot be carried out does not hold up the others.
         """
+        self._steps.settle()
         running = self._steps.running()
         for plan_id in sorted(running, key=lambda id_: (id_ <= self._last, id_)):
             self._last = plan_id

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from services.ops.collector import identity_of, read_body
 from shared.database.letters import StoredLetter
-from shared.database.replays import EventOwed, Outcome, Prediction, Replay, Replays, Way
+from shared.database.replays import EventOwed, Outcome, Prediction, Published, Replay, Replays, Way
 from shared.database.tasks import Counter
 from shared.domain.errors import BrokerAway
 from shared.domain.messages import DEAD_LETTER, ORDER_PLACED, Message, event, permit
-from shared.domain.task import Status, Task
+from shared.domain.task import Status, Task, task_id_for
 from shared.observe.trace import HEADER, read_trace_id, traceparent_of
 
 log = logging.getLogger(__name__)
@@ -123,8 +124,7 @@ class Replayer:
         """
         left = self._replays.unpublished(_ABANDONED_AFTER_SECONDS)
         if left:
-            self._publish([_message(replay_id, letter) for replay_id, letter in left])
-            self._replays.published([replay_id for replay_id, _ in left])
+            self._publish_noted(left)
             log.info("replays finished", extra={"count": len(left)})
         return len(left)
 
@@ -157,12 +157,25 @@ class Replayer:
         if not replay_ids:
             return True
         try:
-            self._publish([_message(replay_id, letter) for replay_id, letter in self._replays.messages(replay_ids)])
+            self._publish_noted(self._replays.messages(replay_ids))
         except BrokerAway as error:
             log.warning("letters left to be published", extra={"why": str(error)})
             return False
-        self._replays.published(replay_ids)
         return True
+
+    def _publish_noted(self, letters: Sequence[tuple[int, StoredLetter]]) -> None:
+        messages = [(replay_id, _message(replay_id, letter)) for replay_id, letter in letters]
+        self._publish([message for _, message in messages])
+        self._replays.published(
+            [
+                Published(
+                    replay_id=replay_id,
+                    dies_as=identity_of(message.message_id, message.body),
+                    becomes=_task_of(message.body),
+                )
+                for replay_id, message in messages
+            ]
+        )
 
 
 def _item(letter_id: int, replay: Replay | None, owed: Mapping[int, str], published: bool) -> Item:
@@ -179,6 +192,15 @@ def _item(letter_id: int, replay: Replay | None, owed: Mapping[int, str], publis
         why = "noted; the broker has not confirmed, so the ops service publishes it as soon as it can"
         return Item(letter_id=letter_id, result=Result.ACCEPTED, why=why)
     return Item(letter_id=letter_id, result=result, why=prediction.why, task_id=prediction.task_id)
+
+
+def _task_of(body: bytes) -> uuid.UUID | None:
+    """The task that an order becomes; None: its key cannot be read, so it becomes none."""
+    key = read_body(body).get("idempotency_key")
+    try:
+        return task_id_for(key) if isinstance(key, str) else None
+    except UnicodeEncodeError:
+        return None
 
 
 def _message(replay_id: int, letter: StoredLetter) -> Message:

@@ -22,6 +22,8 @@ from shared.observe.crash import CrashPoint, crash_point
 
 #: Letters whose turn is looked at together; more are there in the next round.
 _ROUND: Final = 100
+#: Something is to be seen of a letter's message so long after it was confirmed, unless its order is a duplicate.
+_UNSEEN_SECONDS: Final = 60
 #: Rounds in one step: letters that are refused take no time of the pace, and a transaction must end soon.
 _ROUNDS: Final = 10
 
@@ -56,6 +58,29 @@ select count(*) as known, count(*) filter (where last.result = 'failed') as fail
     where i.plan_id = :id and i.state = 'ended' and i.result <> 'refused' and i.ended_at > :since
     order by i.ended_at desc, i.place desc limit :window) last
 """)
+#: Letters without a row. One whose message has died again is failed, whatever task there is of its key: it was in
+#: conflict with it. A task that was there before belongs to another message.
+_SETTLE: Final = sa.text("""
+with sent as (
+    select i.plan_id, i.place, i.dies_as, i.becomes, r.at, r.closed_at
+    from plan_items i join replays r on r.id = i.replay_id
+    where i.state = 'sent' and i.dies_as is not null for update of i skip locked
+), known as (
+    select s.plan_id, s.place,
+        case when d.id is not null then 'failed' when t.created_at >= s.at then t.status else 'published' end as result,
+        case when d.id is not null then 'it died again: letter ' || d.id || ', ' || d.reason
+            when t.created_at >= s.at then 'it became task ' || t.id
+            when t.id is not null then 'its key had a task before, which answers for it: ' || t.id
+            else 'nothing was seen of it within ' || cast(:seconds as int) || ' s, neither a task nor a letter'
+        end as why
+    from sent s left join dead_letters d on d.identity = s.dies_as left join tasks t on t.id = s.becomes
+    where d.id is not null
+        or t.created_at >= s.at and t.status in ('completed', 'failed', 'cancelled')
+        or coalesce(t.created_at < s.at, true) and s.closed_at <= now() - cast(:seconds as int) * interval '1 second'
+)
+update plan_items i set state = 'ended', result = known.result, why = known.why, ended_at = now() from known
+where i.plan_id = known.plan_id and i.place = known.place
+""")
 _NEXT: Final = sa.text("""
 select dead_letter_id as id from plan_items where plan_id = :id and state = 'waiting' and dead_letter_id > :after
 order by place limit :limit
@@ -88,6 +113,13 @@ class PlanSteps:
     def running(self) -> list[int]:
         """Plans that want to be carried out, by id."""
         return in_transaction(self._engine, lambda c: list(c.execute(_RUNNING).scalars()))
+
+    def settle(self) -> None:
+        """End the items of letters without a row of which it is known by now what their messages became, in any plan.
+
+        Raises DatabaseAway.
+        """
+        in_transaction(self._engine, lambda c: c.execute(_SETTLE, {"seconds": _UNSEEN_SECONDS}))
 
     def step(self, plan_id: int, paid: Mapping[uuid.UUID, int] | None = None) -> Step | None:
         """Take one step; None: it does not run, or another process is taking one.

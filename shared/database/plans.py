@@ -15,7 +15,9 @@ from shared.database.adopt import Refused
 from shared.database.engine import in_transaction
 from shared.database.estimates import Estimate, estimate_in
 from shared.database.letters import LetterFilter, ids_in
-from shared.database.predictions import Outcome, Prediction, predictions_in
+from shared.database.predictions import Outcome, Prediction, Way, predictions_in
+from shared.database.redirects import misfits_in
+from shared.database.revisions import Check
 
 
 class PlanState(StrEnum):
@@ -56,7 +58,7 @@ class Progress:
     completed: int = 0
     failed: int = 0
     cancelled: int = 0
-    published: int = 0
+    published: int = 0  # it had no row, and nothing was seen of what its message became
     refused: int = 0
 
     @property
@@ -195,6 +197,7 @@ class _Draft:
     force: bool
     note: str | None
     limit: int | None
+    check: Check | None
 
 
 class Plans:
@@ -217,6 +220,7 @@ class Plans:
         force: bool = False,
         note: str | None = None,
         limit: int | None = None,
+        check: Check | None = None,
     ) -> tuple[Plan, Preview] | Refused:
         """A plan with these letters and no others, whatever comes later; it does nothing until it is applied.
 
@@ -226,9 +230,17 @@ class Plans:
         force  -- also orders that another task of their order_id has completed; a right of editors
         note   -- what the person says about it
         limit  -- of a filter's letters only so many, the oldest
+        check  -- what is wrong with an order for `pool`; nothing is planned before it has nothing to say
         """
         draft = _Draft(
-            chosen=chosen, by_whom=by_whom, pace=pace or Pace(), pool=pool, force=force, note=note, limit=limit
+            chosen=chosen,
+            by_whom=by_whom,
+            pace=pace or Pace(),
+            pool=pool,
+            force=force,
+            note=note,
+            limit=limit,
+            check=check,
         )
         if problem := _pace_problem(draft.pace):
             return Refused(problem)
@@ -245,6 +257,9 @@ class Plans:
             return Refused(f"no such letter: {', '.join(map(str, sorted(missing)[:10]))}")
         if not letters:
             return Refused("no letter matches")
+        going = [p.letter_id for p in predictions if p.way is Way.ROW]
+        if pool is not None and draft.check is not None and (problem := misfits_in(c, going, pool, draft.check)):
+            return Refused(problem)
         window = c.execute(_WINDOW, {"ids": letters}).one()
         said = _said(draft, window)
         values = {"chosen": said, "by_whom": draft.by_whom, "note": draft.note, "pool": pool, "is_forced": draft.force}

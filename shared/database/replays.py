@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -14,14 +15,17 @@ from shared.database.revisions import Check, Edited, edit_in
 from shared.database.rounds import EventOwed, Replay, Rules, replay_in
 from shared.observe.crash import CrashPoint, crash_point
 
-__all__ = ["EventOwed", "Outcome", "Prediction", "Replay", "Replays", "Way"]
+__all__ = ["EventOwed", "Outcome", "Prediction", "Published", "Replay", "Replays", "Way"]
 
+#: What its message becomes is looked for until its item ends: that it is at the broker is no result.
 _PUBLISHED: Final = sa.text("""
 with closed as (
     update replays set state = 'closed', closed_at = now(), result = 'published'
     where id = any(cast(:ids as bigint[])) and state = 'open' and task_id is null returning id
 )
-update plan_items i set state = 'ended', result = 'published', ended_at = now() from closed
+update plan_items i set dies_as = v.dies_as, becomes = v.becomes
+from closed join unnest(cast(:ids as bigint[]), cast(:deaths as text[]), cast(:tasks as uuid[]))
+    as v(id, dies_as, becomes) on v.id = closed.id
 where i.replay_id = closed.id and i.state = 'sent'
 """)
 _LEFT: Final = f"select r.id as replay_id, {WHOLE} from replays r join dead_letters d on d.id = r.dead_letter_id"
@@ -30,6 +34,19 @@ _UNPUBLISHED: Final = sa.text(f"""
 {_LEFT} where r.state = 'open' and r.task_id is null and r.at < now() - :older * interval '1 second'
 order by r.id limit 100
 """)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """The message of a replay of a letter without a row, confirmed.
+
+    dies_as -- identity of the letter that it leaves when it dies again
+    becomes -- the task that it becomes, None: its key cannot be read
+    """
+
+    replay_id: int
+    dies_as: str
+    becomes: uuid.UUID | None
 
 
 class Replays:
@@ -110,9 +127,14 @@ class Replays:
         """Replays of letters without a row whose message is not known to be out: their replayer may have died."""
         return self._letters(_UNPUBLISHED, {"older": older_than_seconds})
 
-    def published(self, replay_ids: Sequence[int]) -> None:
-        """The messages of these replays are confirmed."""
-        in_transaction(self._engine, lambda c: c.execute(_PUBLISHED, {"ids": list(replay_ids)}))
+    def published(self, messages: Sequence[Published]) -> None:
+        """These messages are confirmed."""
+        values = {
+            "ids": [message.replay_id for message in messages],
+            "deaths": [message.dies_as for message in messages],
+            "tasks": [None if message.becomes is None else str(message.becomes) for message in messages],
+        }
+        in_transaction(self._engine, lambda c: c.execute(_PUBLISHED, values))
         crash_point(CrashPoint.REPLAY_NOTED)
 
     def _letters(self, statement: sa.TextClause, values: Mapping[str, Any]) -> list[tuple[int, StoredLetter]]:

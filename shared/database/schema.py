@@ -356,6 +356,8 @@ plan_items: Final = sa.Table(
     _maybe("why", sa.Text),
     _maybe("replay_id", sa.BigInteger, sa.ForeignKey("replays.id", ondelete="CASCADE")),
     _maybe("ended_at", _MOMENT),
+    _maybe("dies_as", sa.Text),
+    _maybe("becomes", sa.Uuid),
     sa.UniqueConstraint("plan_id", "dead_letter_id"),
     sa.CheckConstraint("(state = 'ended') = (result is not null)"),
     sa.CheckConstraint("state = 'waiting' or result = 'refused' or replay_id is not null"),
@@ -363,6 +365,7 @@ plan_items: Final = sa.Table(
 sa.Index("plan_items_letter", plan_items.c.dead_letter_id)
 sa.Index("plan_items_replay", plan_items.c.replay_id, unique=True, postgresql_where=sa.text("replay_id is not null"))
 sa.Index("plan_items_waiting", plan_items.c.plan_id, plan_items.c.place, postgresql_where=sa.text("state = 'waiting'"))
+sa.Index("plan_items_sent", plan_items.c.plan_id, postgresql_where=sa.text("state = 'sent'"))
 sa.Index("plan_items_ended", plan_items.c.plan_id, plan_items.c.ended_at, postgresql_where=sa.text("state = 'ended'"))
 
 task_revisions: Final = sa.Table(

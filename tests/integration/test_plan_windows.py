@@ -66,6 +66,7 @@ def test_the_next_one_goes_on_where_a_dead_one_was(lab: PlansLab, arm: Arm, sent
     lab.sql("update replays set at = at - interval '1 minute'")
     lab.runner._replayer.finish()
     lab.work()
+    lab.let_messages_age()
     plan = lab.turn(plan_id)
 
     assert (plan.state, plan.progress) == (PlanState.DONE, Progress(completed=3, published=1))

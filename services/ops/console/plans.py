@@ -55,6 +55,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
             pool=form.text("to_pool") or None,
             force=force,
             note=form.text("plan_note") or None,
+            check=parts.offered.problems,
         )
         if isinstance(made, NotDone):
             return done(signed.token, back(form, "/letters"), made.why, well=False)
