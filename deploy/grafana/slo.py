@@ -1,12 +1,14 @@
-"""The dashboard darkroom-slo: what is left of the error budgets of 30 days, and how fast they burn, by pool."""
+"""The dashboard darkroom-slo: what is left of the error budgets of 30 days, and how fast they burn; orders by pool."""
 
 from typing import Final
 
 from deploy.grafana.panels import Json, Panel, dashboard, rows
 
-#: Shares of orders that may fail, and that may take over 300 s; the alerts of deploy/prometheus count with the same.
+#: Shares of orders that may fail, and that may take over 300 s, and of the producers' publishes that may stay without a
+#: confirm; the alerts of deploy/prometheus count with the same.
 FAILED_BUDGET: Final = 0.01
 SLOW_BUDGET: Final = 0.05
+UNCONFIRMED_BUDGET: Final = 0.001
 
 _WINDOWS: Final = ("5m", "30m", "1h", "6h", "3d")
 _FINISHED: Final = 'darkroom_orders_finished_total{outcome=~"completed|failed"}[30d]'
@@ -20,26 +22,30 @@ _SLOW: Final = (
     f'1 - sum by (pool) (increase({_DURATION}_bucket{{outcome="completed",le="300.0"}}[30d]))'
     f' / (sum by (pool) (increase({_DURATION}_count{{outcome="completed"}}[30d])) > 0)'
 )
+_UNCONFIRMED: Final = (
+    'sum(increase(darkroom_publishes_total{job="producer",result!="confirmed"}[30d]))'
+    ' / (sum(increase(darkroom_publishes_total{job="producer"}[30d])) > 0)'
+)
 
 
-def _left(title: str, says: str, share: str, budget: float) -> Panel:
+def _left(title: str, says: str, share: str, budget: float, *, legend: str = "{{pool}}") -> Panel:
     return Panel(
         title=title,
         says=says,
         unit="percentunit",
         kind="bargauge",
-        queries=[(f"1 - ({share}) / {budget}", "{{pool}}")],
+        queries=[(f"1 - ({share}) / {budget}", legend)],
         alarm_below=0,
         maximum=1,
     )
 
 
-def _burn(title: str, says: str, recorded: str, budget: float, page_at: float) -> Panel:
+def _burn(title: str, says: str, recorded: str, budget: float, page_at: float, *, legend: str = "{{pool}}") -> Panel:
     return Panel(
         title=title,
         says=says,
         unit="none",
-        queries=[(f"{recorded}{window} / {budget}", f"{{{{pool}}}} {window}") for window in _WINDOWS],
+        queries=[(f"{recorded}{window} / {budget}", f"{legend} {window}") for window in _WINDOWS],
         warn=1,
         alarm=page_at,
     )
@@ -57,6 +63,13 @@ _BUDGETS: Final = [
         "Of the 5 % of 30 days that may take over 300 s. Only orders that end are counted.",
         _SLOW,
         SLOW_BUDGET,
+    ),
+    _left(
+        "Left for unconfirmed publishes",
+        "Of the 0.1 % of 30 days. Publishes of producers that the broker refused, returned or did not confirm in time.",
+        _UNCONFIRMED,
+        UNCONFIRMED_BUDGET,
+        legend="producers",
     ),
     Panel(
         title="Finished in 30 days",
@@ -81,6 +94,14 @@ _BURN: Final = [
         "darkroom:order_slow:ratio_rate",
         SLOW_BUDGET,
         3,
+    ),
+    _burn(
+        "Burn of the budget for unconfirmed publishes",
+        "1 uses the budget up in exactly 30 days. Long and short window together above 14.4 (1 h) or 6 (6 h) page.",
+        "darkroom:publish_errors:ratio_rate",
+        UNCONFIRMED_BUDGET,
+        6,
+        legend="producers",
     ),
 ]
 

@@ -12,7 +12,7 @@ import requests
 from deploy.grafana.__main__ import FOLDER
 from deploy.local import Stack
 from deploy.prometheus import without_rules
-from shared.domain.messages import order_placed
+from shared.domain.messages import Order, order_placed
 from shared.observe.trace import new_trace_id, read_trace_id, traceparent_of
 from tests.e2e.conftest import Build
 from tests.e2e.prometheus import Prometheus
@@ -31,6 +31,13 @@ def queries(board: Path) -> Iterator[str]:
     for query in found:
         short = query.replace("$__rate_interval", "5s")
         yield without_rules(re.sub(r"\$(job|instance|backend)\b", ".*", short))
+
+
+def order_over_http(system: System, order: Order, trace_id: str) -> None:
+    url = f"http://127.0.0.1:{system.settings['DARKROOM_HTTP_PORT']}/v1/orders"
+    body = order.model_dump(mode="json", exclude_defaults=True)
+    answer = requests.post(url, json=body, headers={"traceparent": traceparent_of(trace_id)}, timeout=10)
+    assert answer.ok, answer.text
 
 
 @pytest.fixture(scope="module")
@@ -57,14 +64,15 @@ def prometheus(system: System, stack: Stack) -> Iterator[Prometheus]:
 def test_every_query_has_an_answer_once_orders_went_well_badly_and_twice(
     system: System, prometheus: Prometheus
 ) -> None:
-    bad, good = an_order(), some_orders(4)
+    bad, web, good = an_order(), an_order(), some_orders(4)
     gpu = system.gpus[0]
     gpu.faults(
         fail_execution={"match": f'"color": {bad.inputs["color"]}'},
         answer_500={"paths": ["*"], "methods": ["GET"], "times": 2},
     )
     system.place(bad, *good, *good)
-    system.await_status("completed", *good)
+    order_over_http(system, web, new_trace_id())
+    system.await_status("completed", web, *good)
     system.await_status("failed", bad)
     gpu.heal()
 
@@ -107,10 +115,7 @@ def test_a_trace_leads_from_the_upstream_system_through_a_dead_letter_and_its_re
 
 def test_a_trace_of_an_order_over_http_is_that_of_the_request_and_a_repetition_names_both(system: System) -> None:
     order, first, second = an_order(), new_trace_id(), new_trace_id()
-    url = f"http://127.0.0.1:{system.settings['DARKROOM_HTTP_PORT']}/v1/orders"
-    body = order.model_dump(mode="json", exclude_defaults=True)
-    answer = requests.post(url, json=body, headers={"traceparent": traceparent_of(first)}, timeout=10)
-    assert answer.ok, answer.text
+    order_over_http(system, order, first)
     system.await_status("completed", order)
     assert system.row(order).trace_id == first
     system.mail.publish([order_placed(order, traceparent=traceparent_of(second))])

@@ -77,5 +77,7 @@ def test_the_brokers_alarm_and_a_very_old_backlog_speak_for_what_follows_from_th
         {"alertname": "BacklogOld", "pool": "comfyui"},
         {"alertname": "OrderSlowBurn1h", "pool": "fal"},
         {"alertname": "OrderSlowBurn3d", "pool": "comfyui"},
+        {"alertname": "PublishErrorBurn1h"},
+        {"alertname": "PublishErrorBurn3d"},
     ]
-    assert silenced(url, *alerts) == {"BrokerBlocked", "BacklogOld"}
+    assert silenced(url, *alerts) == {"BrokerBlocked", "BacklogOld", "PublishErrorBurn3d"}

@@ -40,12 +40,15 @@ TABLE: Final = """
     251  257  BrokerBlocked      producer
     251  257  BrokerBlocked      submitter
     252  257  FollowUpsLate
+    252  261  PublishErrorBurn1h
+    252  300  PublishErrorBurn3d
+    253  286  PublishErrorBurn6h
     254  257  ProbeFailing       canary
     255  257  RowsOverdue        poll
     267  268  OrderSlowBurn1h    comfyui
 """
 #: Look back over hours, so they go on about what is over: tickets.
-_LONG: Final = ("OrderErrorBurn3d", "OrderSlowBurn3d")
+_LONG: Final = ("OrderErrorBurn3d", "OrderSlowBurn3d", "PublishErrorBurn3d")
 
 
 @cache

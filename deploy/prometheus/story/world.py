@@ -114,13 +114,16 @@ class World:
         return self._scrape(at, is_blocked=is_blocked)
 
     def _arrive(self, pool: str, at: int, *, is_blocked: bool) -> None:
-        """While the broker blocks publishers, the upstream systems keep their orders; then they all come."""
-        submitter, mean = self._metrics["submitter"], _PER_MINUTE[pool] * self._step_seconds / 60
+        """By HTTP; while the broker blocks publishers, the upstream systems keep their orders; then they all come."""
+        producer, submitter = self._metrics["producer"], self._metrics["submitter"]
+        mean = _PER_MINUTE[pool] * self._step_seconds / 60
         count = sum(self._random.random() < mean / 12 for _ in range(12))
         if is_blocked:
             self._held_back[pool] += count
+            producer.count("publishes_total", count, result="timeout")
             return
         for _ in range(count + self._held_back.pop(pool, 0)):
+            producer.count("publishes_total", result="confirmed")
             self._waiting[pool].append(at - self._random.uniform(0, self._step_seconds))
             submitter.count("orders_received_total", source="amqp", result="accepted")
             submitter.count("claims_total", pool=pool, result="won")
