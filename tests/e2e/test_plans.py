@@ -61,3 +61,24 @@ def test_a_plan_stops_itself_at_the_first_letter_that_fails_again(system: System
     assert status == 1
     assert "1 of the last 1 failed" in said
     assert len(system.sql("select 1 from plan_items where plan_id = :id and state <> 'waiting'", id=int(plan_id))) == 1
+
+
+def test_a_plan_of_letters_that_nobody_can_read_stops_when_the_first_one_dies_again(system: System) -> None:
+    for number in range(6):
+        system.mail.send(b"no order %d" % number)
+    eventually(lambda: len(system.letters()) == 6, within=30)
+    ids = [str(letter.id) for letter in system.letters()]
+    plan_id = str(_darkroom(system, "plan", *ids)["id"])
+    _darkroom(system, "apply", plan_id, "--rate", "20", "--ramp", "1,5")
+    eventually(
+        lambda: system.sql("select 1 from plans where id = :id and state = 'stopped'", id=int(plan_id)), within=30
+    )
+    assert len(system.letters()) == 7
+    progress = _darkroom_progress(system, plan_id)
+    assert (progress["failed"], progress["waiting"]) == (1, 5)
+
+
+def _darkroom_progress(system: System, plan_id: str) -> dict[str, int]:
+    """Of a plan that stopped: the status of the command says so."""
+    _, said = system.darkroom("dead", "status", plan_id, "--json")
+    return json.loads(next(line for line in said.splitlines() if line.startswith("{")))["progress"]
