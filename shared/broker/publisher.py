@@ -27,6 +27,12 @@ log = logging.getLogger(__name__)
 #: Unconfirmed messages on the wire at once; 200 already gives nearly all of the throughput.
 _WINDOW: Final = 2000
 _RETRY_SECONDS: Final = 1.0
+#: A connection on which a message has waited so long for its confirm is given up, though it is open and answers
+#: heartbeats: a channel opened while a queue of a cluster had no leader may never confirm what was sent to it (RabbitMQ
+#: 3.10, a leader killed under load). Longer than three heartbeats, which notice a silent peer.
+_SILENCE_SECONDS: Final = 40.0
+#: A broker that is only slow must not get the same messages again and again: the wait doubles until all are confirmed.
+_LONGEST_SILENCE: Final = 8
 #: Messages that wait, at which those that nobody waits for any more are looked for among them.
 _MANY_WAITING: Final = 1000
 #: Connections in a row that may be lost while a message is on the wire, before it travels alone, and before it is given
@@ -98,6 +104,8 @@ class Publisher:
         self._unconfirmed: OrderedDict[int, _Entry] = OrderedDict()
         self._returned: Multiset[str] = Multiset()
         self._sent = 0
+        self._patience = 1
+        self._unblocked_at = 0.0
         self.is_blocked = False
         self._closed = False
 
@@ -112,6 +120,7 @@ class Publisher:
     def open(self) -> None:
         """On the I/O thread."""
         self._link.open()
+        self._listen()
 
     def close(self) -> None:
         """On the I/O thread. What is not confirmed fails with BrokerAway."""
@@ -205,6 +214,22 @@ class Publisher:
         on_the_wire = next(iter(self._unconfirmed.values()))
         return len(self._unconfirmed) < _WINDOW and not entry.travels_alone and not on_the_wire.travels_alone
 
+    def _listen(self) -> None:
+        """Give up a connection that confirms nothing any more. What was on it is sent again, and is not to blame."""
+        if self._closed:
+            return
+        self._io.later(1.0, self._listen)
+        if self._channel is None or self.is_blocked or not self._unconfirmed:
+            return
+        since = max(next(iter(self._unconfirmed.values())).sent_at, self._unblocked_at)
+        if time.monotonic() - since < self._patience * _SILENCE_SECONDS:
+            return
+        self._patience = min(2 * self._patience, _LONGEST_SILENCE)
+        self._waiting.extendleft(reversed(self._unconfirmed.values()))
+        self._unconfirmed.clear()
+        self._channel = None
+        self._link.fail("a message was not confirmed")
+
     def _connected(self, connection: SelectConnection) -> None:
         connection.channel(on_open_callback=self._channel_open)
 
@@ -250,6 +275,7 @@ class Publisher:
         self.is_blocked = blocked
         self._metrics.set("amqp_blocked", float(blocked))
         if not blocked:
+            self._unblocked_at = time.monotonic()
             self._flush()
 
     def _was_returned(self, _: Channel, method: Any, properties: Any, body: bytes) -> None:
@@ -287,6 +313,8 @@ class Publisher:
             if ok and any(self._can_declare(entry.message) for entry in again):
                 self._link.fail("a message came back, so a queue is missing")
             self._io.later(_RETRY_SECONDS, lambda: self._again(again))
+        if not self._unconfirmed:
+            self._patience = 1
         self._flush()
 
     def _can_declare(self, message: Message) -> bool:

@@ -1,11 +1,14 @@
 """A message leaves until the broker has confirmed it and it was not sent back."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from pika.exceptions import NackError
 
 from deploy.local import Stack
+from shared.broker import publisher
+from shared.broker.publisher import Publisher
 from shared.domain.errors import BrokerAway, Unpublishable
 from shared.domain.messages import Message, order_placed
 from tests.factories import an_order
@@ -121,6 +124,28 @@ def test_connections_lost_for_other_reasons_give_no_message_up(lab: BrokerLab, s
     for batch in sent:
         batch.result(30)
     assert {body for _, body in lab.taken()} == set(range(7))
+
+
+def test_a_connection_that_confirms_nothing_is_given_up_and_its_messages_are_sent_again(
+    lab: BrokerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard, deaf = Publisher._confirmed, True
+
+    def confirmed(self: Publisher, frame: Any) -> None:
+        if not deaf:
+            heard(self, frame)
+
+    monkeypatch.setattr(Publisher, "_confirmed", confirmed)
+    monkeypatch.setattr(publisher, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(publisher, "_LOSSES_UNTIL_GIVEN_UP", 1)  # a loss that was counted as the messages' would show
+    broker = lab.broker()
+    sent = broker.publish([a_message(1), a_message(2)])
+    eventually(lambda: broker.publisher._link.reconnects >= 2, within=20)
+    assert not sent.done()
+
+    deaf = False
+    sent.result(20)
+    assert {body for _, body in lab.taken("orders")} == {1, 2}
 
 
 def test_an_event_nobody_listens_to_is_done(lab: BrokerLab) -> None:
