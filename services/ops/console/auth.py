@@ -39,7 +39,7 @@ class Signed:
 
     @property
     def csrf(self) -> str:
-        """What a form of this session carries: nobody can tell it who has not seen one of its pages."""
+        """What a form of this login carries: nobody can tell it who has not seen one of its pages."""
         return hmac.new(self.token.encode(), b"csrf", hashlib.sha256).hexdigest()
 
 
@@ -70,7 +70,7 @@ class Gate:
             raise _forbidden(session.role, self._needed)
         form = await read_form(request)
         if not hmac.compare_digest(form.text("csrf").encode(), signed.csrf.encode()):
-            raise Refused(403, "Nothing was done", "This form is of another session: open the page again.")
+            raise Refused(403, "Nothing was done", "This form is from before the last login: open the page again.")
         request.state.form = form
 
 
