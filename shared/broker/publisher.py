@@ -28,8 +28,8 @@ log = logging.getLogger(__name__)
 _WINDOW: Final = 2000
 _RETRY_SECONDS: Final = 1.0
 #: A connection on which a message has waited so long for its confirm is given up, though it is open and answers
-#: heartbeats: a channel opened while a queue of a cluster had no leader may never confirm what was sent to it (RabbitMQ
-#: 3.10, a leader killed under load). Longer than three heartbeats, which notice a silent peer.
+#: heartbeats. Seen with RabbitMQ 3.10 on connections made within half a second of the death of a cluster's leader; why
+#: the broker stays silent there is not known. Longer than three heartbeats, which notice a silent peer.
 _SILENCE_SECONDS: Final = 40.0
 #: A broker that is only slow must not get the same messages again and again: the wait doubles until all are confirmed.
 _LONGEST_SILENCE: Final = 8
