@@ -52,12 +52,14 @@ def connect(
     A statement that hangs longer than its limit is ended by the server, and so is a transaction whose client says
     nothing for as long: its locks would stop everybody else. A host that vanished is noticed by TCP keep-alives after
     about 25 s, on both sides; whatever stays silent all the same is given up a little after the limit (silence.py).
-    Without these a worker would wait for ever. Of several hosts in the URL (`?host=a:5432&host=b:5432`) the one that
-    takes writes is used; any of them without `must_take_writes`.
+    Without these a worker would wait for ever. Transactions are READ COMMITTED whatever the role or the database says:
+    under any other level what is counted after a lock was waited for would be older than the lock. Of several hosts in
+    the URL (`?host=a:5432&host=b:5432`) the one that takes writes is used; any of them without `must_take_writes`.
     """
     limit = int(statement_timeout_seconds * 1000)
     server = {
         "timezone": "UTC",
+        "default_transaction_isolation": r"read\ committed",  # libpq splits its options at plain spaces
         "statement_timeout": limit,
         "idle_in_transaction_session_timeout": limit,
         "lock_timeout": int(lock_timeout_seconds * 1000),

@@ -1,7 +1,7 @@
 """Looks at the database as a newcomer would: is it there, new enough, writable, at our schema, on time."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import sqlalchemy as sa
@@ -19,6 +19,9 @@ select current_setting('server_version_num')::int as number,
     current_setting('server_version') as version,
     pg_is_in_recovery() as is_standby,
     current_setting('transaction_read_only')::bool as is_read_only,
+    current_setting('synchronous_commit') = 'off' as commits_early,
+    array(select name from unnest(array['fsync', 'full_page_writes']) name where not current_setting(name)::bool)
+        as unsafe,
     extract(epoch from clock_timestamp())::float8 as now,
     current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
         - coalesce(current_setting('reserved_connections', true), '0')::int as most,
@@ -79,6 +82,7 @@ class DatabaseLook:
         elif row.is_read_only:
             found = "it is read-only: default_transaction_read_only is on"
             yield Finding("database", Verdict.FAIL, found, "turn that off for this database and this role")
+        yield from _kept(row.commits_early, row.unsafe)
         yield schema
         yield _clock(max(began - row.now, row.now - ended, 0.0))
 
@@ -87,6 +91,16 @@ def _version(number: int, version: str) -> Finding:
     if number < _MIN_VERSION:
         return Finding("database", Verdict.FAIL, f"PostgreSQL {version} is too old", "14 or newer is needed")
     return Finding("database", Verdict.OK, f"PostgreSQL {version}")
+
+
+def _kept(commits_early: bool, unsafe: Sequence[str]) -> Iterator[Finding]:
+    """Whether what was committed is there after a crash: an order is acked when its row is committed."""
+    if commits_early:
+        found = "a crash would lose orders that were acked: synchronous_commit is off"
+        yield Finding("database", Verdict.FAIL, found, "turn it on for this database and this role")
+    for name in unsafe:
+        found = f"a crash of its machine would lose orders that were acked: {name} is off"
+        yield Finding("database", Verdict.FAIL, found, "turn it on in postgresql.conf")
 
 
 def _schema(current: str | None, newest: str, empty: Verdict) -> Finding:

@@ -146,6 +146,17 @@ def test_a_database_that_takes_no_writes_is_said_to_be_read_only(installation: I
     assert found["schema"][0][0] == "ok"
 
 
+def test_a_database_that_confirms_commits_before_they_are_kept_has_failed(
+    installation: Installation, stack: Stack
+) -> None:
+    database = installation.settings["DARKROOM_DATABASE_URL"].rpartition("/")[2]
+    stack.database.sql(f"alter database {database} set synchronous_commit = off")
+
+    found = installation.look()
+
+    assert found["database"][1] == ("fail", "a crash would lose orders that were acked: synchronous_commit is off")
+
+
 def test_a_clock_that_is_wrong_here_is_a_warning(installation: Installation, monkeypatch: pytest.MonkeyPatch) -> None:
     right = time.time
     monkeypatch.setattr(database_examine.time, "time", lambda: right() + 90)

@@ -65,6 +65,18 @@ def test_of_several_hosts_the_one_that_takes_writes_is_used(database_url: str) -
     engine.dispose()
 
 
+def test_transactions_see_what_others_committed_whatever_the_database_says(database_url: str, stack: Stack) -> None:
+    """Slots are counted after a lock was waited for, and claims look for the rows that made them step aside."""
+    name = sa.make_url(database_url).database
+    stack.database.sql(f"alter database {name} set default_transaction_isolation = 'repeatable read'")
+    engine = connect(database_url)
+
+    found = in_transaction(engine, lambda c: c.execute(sa.text("show transaction_isolation")).scalar_one())
+
+    assert found == "read committed"
+    engine.dispose()
+
+
 @pytest.fixture
 def way(database_url: str) -> Iterator[FaultProxy]:
     proxy = FaultProxy(sa.make_url(database_url).port or 0)
