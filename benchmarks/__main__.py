@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -24,9 +23,9 @@ from benchmarks.letters import measure_letters
 from benchmarks.orders import NotFinished
 from benchmarks.overhead import measure_overhead
 from benchmarks.plans import measure_plans
-from benchmarks.processes import NotStarted
 from benchmarks.throughput import measure_darkroom, measure_naive
-from deploy.local.interrupted import interruptible
+from deploy.local.children import NotStarted
+from deploy.local.interrupted import end_with
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
 
@@ -159,10 +158,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    try:
-        with interruptible():
-            sys.exit(main())
-    except (StackProblem, NotStarted, NotFinished) as problem:
-        sys.exit(str(problem))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    end_with(main, StackProblem, NotStarted, NotFinished)

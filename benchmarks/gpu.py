@@ -82,7 +82,7 @@ def measure_many(stack: Stack, folder: Path, orders: int, hold_seconds: float) -
         processes.tell_simulators({"seconds_per_image": 0, "history_lag_seconds": 0})
         rows.wait_until(_DONE, lambda found: found == orders + more, _WITHIN_SECONDS)
         drained = time.monotonic()
-        memory = {name: _peak_megabytes(processes.pid(name)) for name in WORKERS}
+        memory = {name: _peak_megabytes(processes.pids()[name]) for name in WORKERS}
         statistics = processes.statistics()
     holding = _lags(statistics, rows, since=filled, until=held)
     draining = _lags(statistics, rows, since=held)

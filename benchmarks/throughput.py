@@ -45,7 +45,7 @@ def measure_darkroom(stack: Stack, folder: Path, orders: int, memory_after: int)
         more = max(0, memory_after - orders - _WARM_UP)
         upstream.publish(placed(some_orders(more)))
         rows.wait_until(done, lambda found: found == _WARM_UP + orders + more, _WITHIN_SECONDS)
-        memory = {name: memory_megabytes(processes.pid(name)) for name in WORKERS}
+        memory = {name: memory_megabytes(processes.pids()[name]) for name in WORKERS}
         calls = [each["calls"] for each in processes.statistics()]
         total = _WARM_UP + orders + more
         reads = sum(n for each in calls for call, n in each.items() if call.startswith("GET") and call != "GET /ws")

@@ -6,7 +6,6 @@ The pages are those of `make demo DEAD=1` with a plan under way: the same orders
 import io
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from deploy.demo import dead
 from deploy.demo.running import post, user_for
 from deploy.demo.system import System
 from deploy.local.install import chromium
-from deploy.local.interrupted import interruptible
+from deploy.local.interrupted import end_with
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
 from shared.database.engine import connect
@@ -138,8 +137,4 @@ def _browser() -> Iterator[Browser]:
 
 
 if __name__ == "__main__":
-    try:
-        with interruptible():
-            sys.exit(main())
-    except StackProblem as problem:
-        sys.exit(str(problem))
+    end_with(main, StackProblem)

@@ -6,7 +6,6 @@ running until Ctrl-C and prints its addresses.
 
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections import Counter
@@ -29,8 +28,9 @@ from deploy.demo.running import (
     publish,
     sheet_of,
 )
-from deploy.demo.system import NotStarted, System
-from deploy.local.interrupted import interruptible
+from deploy.demo.system import System
+from deploy.local.children import NotStarted
+from deploy.local.interrupted import end_with
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
 from shared.database.engine import connect
@@ -110,10 +110,4 @@ def _show(console: Console, stack: Stack, system: System, pictures: Path) -> boo
 
 
 if __name__ == "__main__":
-    try:
-        with interruptible():
-            sys.exit(main())
-    except (StackProblem, NotStarted) as problem:
-        sys.exit(str(problem))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    end_with(main, StackProblem, NotStarted)

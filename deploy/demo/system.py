@@ -1,24 +1,14 @@
 """Starts the whole system as processes of its own, and ends them by pid."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from deploy.local.ports import LOOPBACK, free_port
-from deploy.local.stack import ROOT, Stack
+from deploy.local.children import Children
+from deploy.local.ports import LOOPBACK
+from deploy.local.stack import Stack
 from shared.providers.table_files import CATALOG
-
-_START_SECONDS: Final = 60.0
-_STOP_SECONDS: Final = 20.0
-
 
 #: Where the simulator has each provider.
 API_PLACES: Final = {
@@ -28,10 +18,6 @@ API_PLACES: Final = {
     "replicate": "/replicate/v1",
     "runpod_comfyui": "/runpod/v2/endpoint",
 }
-
-
-class NotStarted(Exception):
-    """A process did not come up; the text names it and its log."""
 
 
 @dataclass(frozen=True)
@@ -71,22 +57,19 @@ class System:
         self._with_apis = with_apis
         self.apis = ""
         self.settings: dict[str, str] = {}
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._commands: dict[str, tuple[str, list[str], Mapping[str, str]]] = {}
-        self._taken: list[int] = []
+        self._children = Children(folder)
+        self.health = self._children.health
         self.simulators: list[str] = []
-        self.health: dict[str, str] = {}
         self.api = ""
         self.console = ""
 
     def start(self, simulated_seconds: float) -> None:
         """Return when every process is ready to work. Raises NotStarted."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         for number in range(1, len(self._gpus) + 1):
-            port = self._port()
+            port = self._children.port()
             self.simulators.append(f"http://{LOOPBACK}:{port}")
             arguments = ["--port", str(port), "--seconds-per-image", str(simulated_seconds)]
-            self._start(f"comfyui-{number}", "services.simulator", arguments, {})
+            self._children.start(f"comfyui-{number}", "services.simulator", arguments, {})
         backends = self._folder / "backends.toml"
         backends.write_text(
             "\n".join(
@@ -107,25 +90,24 @@ class System:
         }
         if self._with_apis:
             settings |= self._start_apis(backends)
-        api = self._port()
+        api = self._children.port()
         self.api = f"http://{LOOPBACK}:{api}"
         self._serve("producer", settings | {"DARKROOM_HTTP_PORT": str(api)})
-        console = self._port()
+        console = self._children.port()
         self.console = f"http://{LOOPBACK}:{console}"
         for name in ("submitter-1", "submitter-2", "poller-1", "poller-2", "ops"):
             self._serve(name, settings | {"DARKROOM_CONSOLE_PORT": str(console)})
-        for name, url in [*self.health.items()]:
-            self._wait(name, f"{url}/readyz")
+        self._children.wait_until_ready()
         for number, url in enumerate(self.simulators, start=1):
-            self._wait(f"comfyui-{number}", f"{url}/prompt")
+            self._children.wait_for(f"comfyui-{number}", f"{url}/prompt")
         if self.apis:
-            self._wait("apis", f"{self.apis}/_sim/stats?log=0")
+            self._children.wait_for("apis", f"{self.apis}/_sim/stats?log=0")
 
     def _start_apis(self, backends: Path) -> dict[str, str]:
         """Five providers more in the backends file; the settings they need."""
-        port = self._port()
+        port = self._children.port()
         self.apis = f"http://{LOOPBACK}:{port}"
-        self._start("apis", "services.simulator.apis", ["--port", str(port), "--seconds-per-image", "1"], {})
+        self._children.start("apis", "services.simulator.apis", ["--port", str(port), "--seconds-per-image", "1"], {})
         with backends.open("a") as file:
             for name, place in API_PLACES.items():
                 url = self.apis + place
@@ -141,55 +123,15 @@ class System:
 
     def stop(self) -> None:
         """Workers drain, then everything ends; what does not is killed."""
-        for process in reversed(self._processes.values()):
-            process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + _STOP_SECONDS
-        for process in self._processes.values():
-            try:
-                process.wait(max(0.1, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+        self._children.stop()
 
     def kill(self, name: str) -> None:
         """The process dies as it stands: a service by its name, a simulated server as comfyui-1 and so on."""
-        self._processes[name].kill()
-        self._processes[name].wait()
+        self._children.kill(name)
 
     def start_again(self, name: str) -> None:
         """One that was killed, with what it was started with; it may take a moment until it answers."""
-        self._start(name, *self._commands[name])
+        self._children.start_again(name)
 
     def _serve(self, name: str, settings: Mapping[str, str]) -> None:
-        port = self._port()
-        self.health[name] = f"http://{LOOPBACK}:{port}"
-        more = {"DARKROOM_METRICS_PORT": str(port), "DARKROOM_INSTANCE": name}
-        self._start(name, f"services.{name.partition('-')[0]}", [], {**settings, **more})
-
-    def _start(self, name: str, module: str, arguments: list[str], settings: Mapping[str, str]) -> None:
-        self._commands[name] = (module, arguments, settings)
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("DARKROOM_")}
-        with (self._folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                cwd=ROOT,
-                env={**clean, **settings},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is ours to pass on
-            )
-
-    def _wait(self, name: str, url: str) -> None:
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline and self._processes[name].poll() is None:
-            try:
-                with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - our own loopback address
-                    return
-            except (OSError, urllib.error.URLError):
-                time.sleep(0.1)
-        raise NotStarted(f"{name} did not start; its log is {self._folder / (name + '.log')}")
-
-    def _port(self) -> int:
-        self._taken.append(free_port(self._taken))
-        return self._taken[-1]
+        self._children.serve(name, f"services.{name.partition('-')[0]}", [], settings)

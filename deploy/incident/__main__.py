@@ -8,7 +8,6 @@ minutes waits for ten seconds here, and is evaluated every second instead of eve
 """
 
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,12 +17,13 @@ from rich.console import Console
 
 from deploy.demo.orders import PHOTOS
 from deploy.demo.running import all_as_expected
-from deploy.demo.system import NotStarted, System
+from deploy.demo.system import System
 from deploy.incident import scaled
 from deploy.incident.monitoring import Monitoring, about
 from deploy.incident.shop import EVERY_SECONDS, Shop
 from deploy.incident.timeline import Timeline
-from deploy.local.interrupted import interruptible
+from deploy.local.children import NotStarted
+from deploy.local.interrupted import end_with
 from deploy.local.ports import LOOPBACK
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
@@ -167,10 +167,4 @@ def _targets(stack: Stack, system: System) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    try:
-        with interruptible():
-            sys.exit(main())
-    except (StackProblem, NotStarted) as problem:
-        sys.exit(str(problem))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    end_with(main, StackProblem, NotStarted)

@@ -1,9 +1,11 @@
 """What Ctrl-C and SIGTERM do to a long run of real servers: it ends once, in order, and leaves nothing running."""
 
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 
 @contextmanager
@@ -24,3 +26,17 @@ def interruptible() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with(main: Callable[[], int], *problems: type[Exception]) -> NoReturn:
+    """Run `main` and end this process with its status; 130 when interrupted.
+
+    problems -- what ends it with one sentence, the exception's, and status 1
+    """
+    try:
+        with interruptible():
+            sys.exit(main())
+    except problems as problem:
+        sys.exit(str(problem))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from deploy.local.interrupted import interruptible
+from deploy.local.interrupted import end_with
 from deploy.local.problem import StackProblem
 from shared.terminal import table
 from tests.drill.lane import Report
@@ -37,8 +37,7 @@ def main() -> int:
                 with writing:
                     write(report)
 
-        with interruptible():
-            reports, folder = run(drills, told)
+        reports, folder = run(drills, told)
     sys.stdout.write(table(HEADINGS, map(cells, reports)) + "\n")
     broken = sum(not report.is_kept for report in reports)
     if broken:
@@ -47,9 +46,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except StackProblem as problem:
-        sys.exit(str(problem))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    end_with(main, StackProblem)

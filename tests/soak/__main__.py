@@ -6,7 +6,6 @@ import datetime
 import os
 import platform
 import random
-import sys
 import tempfile
 import threading
 import time
@@ -19,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from deploy.local.interrupted import interruptible
+from deploy.local.interrupted import end_with
 from deploy.local.problem import StackProblem
 from services.ops.audit_apis import api_jobs_found
 from services.ops.audit_command import jobs_found, keys_lost
@@ -70,8 +69,7 @@ def main() -> int:
     seed = random.randrange(10**6) if given.seed is None else given.seed
     console = Console()
     console.print(f"seed {seed}: the same faults and orders again with SEED={seed}")
-    with interruptible():
-        result = soak(given.minutes, seed, console)
+    result = soak(given.minutes, seed, console)
     console.print(_table(result))
     for line in result.broken:
         console.print(f"[red]{line}[/red]")
@@ -243,9 +241,4 @@ def _write(result: Result) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except StackProblem as problem:
-        sys.exit(str(problem))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    end_with(main, StackProblem)
