@@ -1,8 +1,9 @@
-"""The body of an HTTP answer, piece by piece, for as long as we are willing to wait."""
+"""The body of an HTTP answer: piece by piece, for as long as we are willing to wait, and what it says."""
 
+import json
 import time
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import urllib3
 
@@ -23,3 +24,11 @@ def pieces(response: urllib3.BaseHTTPResponse, ends: float) -> Iterator[bytes]:
         yield piece
         if time.monotonic() > ends:
             raise TooSlow("the answer did not end in time")
+
+
+def as_json(raw: bytes) -> Any:
+    """What a whole body says; None when it is not JSON, or is nested too deep to be read. Pure."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None

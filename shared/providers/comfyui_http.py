@@ -21,6 +21,7 @@ from urllib.parse import urlencode
 import urllib3
 
 from shared.domain.errors import ProviderAway
+from shared.providers.body import as_json
 from shared.providers.curl import Broken, Call, Curl, Head, Limits, NotConnected, Silent
 from shared.providers.retry_after import retry_after_seconds
 
@@ -251,7 +252,7 @@ class Server:
         )
 
     def _answer(self, head: Head, raw: bytearray, call: "_Call") -> Answer:
-        decoded = _decoded(bytes(raw))
+        decoded = as_json(bytes(raw))
         call.result = _result(head.status, is_readable=decoded is not None or not raw)
         wait = None if head.status == 200 else _retry_after(head)
         return Answer(head.status, decoded, raw[:500].decode("utf-8", "replace"), wait)
@@ -362,13 +363,6 @@ def _is_file(head: Head) -> bool:
     if kind.startswith(_NO_FILE):
         raise BadAnswer(f"GET /view: {kind[:100]}, not a file of ComfyUI")
     return True
-
-
-def _decoded(raw: bytes) -> Any:
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _result(status: int, *, is_readable: bool) -> str:

@@ -1,6 +1,5 @@
 """One HTTP call to a provider's API, and what its ending means. Sent once, followed nowhere, read against a clock."""
 
-import json
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from requests.adapters import HTTPAdapter
 
 from shared.domain.errors import ProviderAway
 from shared.providers.answers import Answer
-from shared.providers.body import pieces
+from shared.providers.body import as_json, pieces
 from shared.providers.comfyui_http import Observe
 from shared.providers.heads import HTTPConnectionPool, HTTPSConnectionPool
 from shared.providers.session import Session
@@ -90,7 +89,7 @@ class Calls:
                             raise NoAnswer(f"{method}: the answer is larger than {_MAX_BYTES} bytes")
             for secret in self._secrets:
                 raw = raw.replace(secret, b"***")
-            body = _decoded(bytes(raw))
+            body = as_json(bytes(raw))
             result = _result(response.status_code, is_readable=body is not None or not raw)
             text = raw[:_MAX_TEXT].decode("utf-8", "replace")
             return Answer(response.status_code, dict(response.headers), body, text)
@@ -153,13 +152,6 @@ def _translated(method: str) -> Iterator[None]:
         if isinstance(reason, urllib3.exceptions.NewConnectionError):  # refused, no such host, or no trusted one
             raise NoConnection(f"{method}: no connection") from error
         raise _Broken(f"{method}: connection lost ({type(error).__name__})") from error
-
-
-def _decoded(raw: bytes) -> Any:
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _result(status: int, *, is_readable: bool) -> str:

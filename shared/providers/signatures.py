@@ -4,7 +4,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from shared.domain.errors import ProviderAway
 from shared.providers import pointers
+from shared.providers.body import as_json
 from shared.providers.session import Session
 from shared.providers.table import Callback
 
@@ -63,10 +63,7 @@ class Signatures:
     def job_id(self, body: bytes) -> str | None:
         """The job a signed call is about, if it says so."""
         pointer = self._callback.job_id
-        try:
-            found = pointers.first(json.loads(body), [pointer]) if pointer is not None else None
-        except (ValueError, RecursionError):
-            return None
+        found = pointers.first(as_json(body), [pointer]) if pointer is not None else None
         return found if isinstance(found, str) and 0 < len(found) <= _MAX_ID and found.isprintable() else None
 
     def _is_now(self, moment: str) -> bool:
