@@ -22,6 +22,7 @@ __all__ = [
     "VhostPool",
     "drop_database",
     "free_port",
+    "memory_alarm",
     "migrate",
     "new_database",
     "new_vhost",
@@ -133,6 +134,16 @@ def new_vhost(stack: Stack) -> str:
     name = f"test-{os.getpid()}-{next(_numbers)}"
     stack.broker.add_vhosts([name])
     return name
+
+
+@contextmanager
+def memory_alarm(stack: Stack) -> Iterator[None]:
+    """The broker has too little memory, so it reads nothing from whoever publishes."""
+    stack.broker.ctl("set_vm_memory_high_watermark", "0.0000001")
+    try:
+        yield
+    finally:
+        stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
 
 
 class VhostPool:

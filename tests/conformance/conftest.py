@@ -6,7 +6,7 @@ import pytest
 
 from deploy.local import Stack
 from tests.conformance.simulated import Simulated, simulated
-from tests.conformance.simulated_apis import SimulatedApis, simulated_apis
+from tests.conformance.simulated_apis import SimulatedApis, quick_apis
 from tests.servers import new_database
 
 
@@ -58,7 +58,7 @@ def either(request: pytest.FixtureRequest) -> Simulated:
 
 @pytest.fixture(scope="session")
 def _apis() -> Iterator[SimulatedApis]:
-    with simulated_apis("--seconds-per-image", "0.1") as running:
+    with quick_apis() as running:
         yield running
 
 

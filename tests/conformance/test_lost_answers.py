@@ -11,7 +11,7 @@ from typing import Any, Final
 import pytest
 
 from shared.domain.task import Reason, Status, Task
-from tests.conformance.simulated_apis import SimulatedApis, simulated_apis
+from tests.conformance.simulated_apis import SimulatedApis, quick_apis
 from tests.conformance.table_lab import PLACES, TableLab
 from tests.integration.api_lab import SHIPPED
 
@@ -28,16 +28,10 @@ DOUBTS: Final[dict[str, tuple[dict[str, Any], bool]]] = {
 
 
 @pytest.fixture(scope="module")
-def own_apis() -> Iterator[SimulatedApis]:
+def _apis() -> Iterator[SimulatedApis]:
     """Of this file alone: a list that shows another's jobs of the same minute, some without a seed, proves nothing."""
-    with simulated_apis("--seconds-per-image", "0.1") as running:
+    with quick_apis() as running:
         yield running
-
-
-@pytest.fixture
-def apis(own_apis: SimulatedApis) -> SimulatedApis:
-    own_apis.faults(clear=True)
-    return own_apis
 
 
 @pytest.fixture(params=sorted(SHIPPED))

@@ -2,23 +2,22 @@
 
 import io
 import itertools
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from PIL import Image
 
-from shared.database.claims import Claim
 from shared.database.engine import connect, in_transaction
 from shared.database.moves import Change
 from shared.database.slots import Slots
 from shared.database.tasks import Tasks
-from shared.domain.messages import Artifact, Delivery, Order, dead_letter
+from shared.domain.messages import Artifact, Delivery, dead_letter
 from shared.domain.outcome import FollowUp
 from shared.domain.task import Accepted, Reason, Stage, Status, Task
 from shared.observe import metrics
 from shared.storage import Artifacts
+from tests.factories import a_claim
 
 POOL = "comfyui"
 _numbers = itertools.count(1)
@@ -57,18 +56,7 @@ class Lab:
             return list(result) if result.returns_rows else []
 
     def pending(self, **fields: Any) -> Task:
-        order = Order(**{"idempotency_key": f"key-{next(_numbers)}", "pool": POOL, "workflow": "demo"} | fields)
-        claim = Claim(
-            idempotency_key=order.idempotency_key,
-            order_id=order.order_id,
-            fingerprint=order.fingerprint,
-            pool=order.pool,
-            priority=order.priority,
-            deadline_seconds=order.deadline_seconds or 3600.0,
-            body=order.model_dump(mode="json"),
-            trace_id=uuid.uuid4().hex,
-        )
-        return self.tasks.claim([claim])[0].task
+        return self.tasks.claim([a_claim(**fields)])[0].task
 
     def submitting(self, **fields: Any) -> Task:
         task = self.pending(**fields)

@@ -11,7 +11,7 @@ from shared.domain.task import Accepted, Task, seed_for
 from shared.providers.recovery import provider_seed
 from tests.factories import POOL, Rows
 from tests.integration.api_lab import KEYS, SHIPPED
-from tests.integration.scripted_server import Server, answer, scripted_server
+from tests.integration.scripted_server import Server, answer
 
 LISTS = {"replicate": "GET /predictions", "fal": "GET /v1/models/requests/by-endpoint"}
 
@@ -43,12 +43,6 @@ class Lab(Rows):
 
     def found(self, environ: dict[str, str] = KEYS) -> tuple[list[Finding], list[str]]:
         return api_jobs_found(self.engine, SHIPPED, environ)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with scripted_server() as server:
-        yield server
 
 
 @pytest.fixture(params=sorted(LISTS))

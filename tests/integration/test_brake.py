@@ -9,14 +9,8 @@ from shared.domain.task import Status, Task
 from tests.factories import at_once
 from tests.integration.api_lab import SHIPPED
 from tests.integration.doubts_lab import ApiLab, hung_up, openai
-from tests.integration.scripted_server import Server, answer, scripted_server
+from tests.integration.scripted_server import Server, answer
 from tests.integration.submit_lab import Lab
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with scripted_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -32,12 +32,6 @@ ANSWERS = hostile_answers(str(JOB.job_key))
 PICTURE = {"filename": "../../../../etc/passwd", "subfolder": "..\\..\\%2e%2e/", "type": "output"}
 #: What a call may end in, beside an answer.
 KNOWN = (ProviderAway, ProviderBusy, ProviderRejected, OutcomeUnknown, FileNotFoundError, BrokenPicture)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with scripted_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,13 +11,7 @@ from shared.providers.comfyui_http import Server as Calls
 from shared.providers.comfyui_http import Silence
 from shared.providers.inputs import Pictures
 from tests.integration.comfyui_lab import PHOTOS, QUICK, WORKFLOWS, a_job
-from tests.integration.scripted_server import Server, answer, scripted_server
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with scripted_server() as server:
-        yield server
+from tests.integration.scripted_server import Server, answer
 
 
 @pytest.mark.parametrize("status", [504, 524])

@@ -5,21 +5,14 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
 from shared.providers.curl import Broken, Call, Curl, Head, Limits, NotConnected, Silent
-from tests.integration.scripted_server import Request, Server, answer, scripted_server
+from tests.integration.scripted_server import Request, Server, answer
 
 LIMITS = Limits(connect=0.5, total=1.0)
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with scripted_server() as server:
-        yield server
 
 
 def nothing(_: Head, piece: bytes) -> None:

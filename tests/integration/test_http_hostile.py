@@ -4,7 +4,7 @@ import os
 import ssl
 import time
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from socket import create_server
@@ -45,12 +45,6 @@ request = "POST /jobs/{job_id}/cancel"
 #: What a call may end in, beside an answer.
 KNOWN = (ProviderAway, ProviderRejected, FileNotFoundError, BrokenPicture)
 ANSWERS = hostile_answers(str(JOB.job_key))
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with scripted_server() as server:
-        yield server
 
 
 def fetched(api: HttpApi, url: str) -> None:

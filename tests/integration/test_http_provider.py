@@ -1,7 +1,6 @@
 """An API provider by its table, against a scripted server: what is sent, how often, and what each ending means."""
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,12 +20,6 @@ request = "GET /jobs?after={after}&before={before}"
 rows = "/rows"
 job_id = "/id"
 """
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with scripted_server() as server:
-        yield server
 
 
 def sent(posts: int = 1, looks: int = 0, age: float = 100.0, job_id: str | None = None) -> Sent:

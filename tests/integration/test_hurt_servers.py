@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 
@@ -13,7 +12,7 @@ from shared.domain.outcome import Done
 from shared.domain.task import Status
 from tests.factories import MEASURED, Rows, a_claim
 from tests.integration.broker_lab import BrokerLab, a_message, body_of
-from tests.servers import free_port, new_database, new_vhost
+from tests.servers import free_port, memory_alarm, new_database, new_vhost
 from tests.waiting import eventually
 
 
@@ -22,15 +21,6 @@ def lab(private_stack: Stack) -> Iterator[BrokerLab]:
     lab = BrokerLab(private_stack.broker.url_of(new_vhost(private_stack)))
     yield lab
     lab.close()
-
-
-@contextmanager
-def memory_alarm(stack: Stack) -> Iterator[None]:
-    stack.broker.ctl("set_vm_memory_high_watermark", "0.0000001")
-    try:
-        yield
-    finally:
-        stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
 
 
 def test_a_memory_alarm_blocks_publishing_and_not_consuming(private_stack: Stack, lab: BrokerLab) -> None:

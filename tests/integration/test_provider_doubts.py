@@ -13,17 +13,11 @@ from shared.providers.recovery import seed_of
 from tests.factories import POOL, permits
 from tests.integration.api_lab import SHIPPED, a_picture, plain
 from tests.integration.doubts_lab import INPUTS, ApiLab, hung_up, openai
-from tests.integration.scripted_server import Request, Server, answer, scripted_server
+from tests.integration.scripted_server import Request, Server, answer
 from tests.integration.submit_lab import names
 from tests.waiting import eventually
 
 LIST = '[provider.plain.list]\nrequest = "GET /jobs?after={after}&before={before}"\nrows = "/rows"\njob_id = "/id"\n'
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with scripted_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -9,15 +9,9 @@ from shared.domain.task import Reason, Status, Task
 from shared.providers.table import Table
 from tests.integration.api_lab import plain
 from tests.integration.doubts_lab import ApiLab, hung_up
-from tests.integration.scripted_server import Server, answer, scripted_server
+from tests.integration.scripted_server import Server, answer
 
 KEY = '[provider.plain.key]\nheader = "Idempotency-Key"\nttl_s = 3600\n'
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with scripted_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -20,29 +20,12 @@ from shared.database.letter_states import Deed
 from shared.database.letters import LetterFilter, StoredLetter
 from shared.database.moves import Change
 from shared.database.replays import Outcome, Replays, Way
-from shared.domain.errors import BrokerAway
-from shared.domain.messages import Delivery, Message, dead_letter_headers
+from shared.domain.messages import Delivery, dead_letter_headers
 from shared.domain.task import Reason, Stage, Status, Task
+from tests.integration.plans_lab import HOUR, Outbox
 from tests.integration.rows_lab import POOL, Lab, a_delivery, letter_about
 
-HOUR = 3600.0
 ANY = LetterFilter(state=None)
-
-
-class Outbox:
-    """A broker in a list; `away` makes it one that confirms nothing."""
-
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-        self.away = False
-
-    def publish(self, messages: Sequence[Message]) -> None:
-        if self.away:
-            raise BrokerAway("not confirmed")
-        self.messages += messages
-
-    def to(self, routing_key: str) -> list[Message]:
-        return [message for message in self.messages if message.routing_key == routing_key]
 
 
 @pytest.fixture

@@ -1,10 +1,7 @@
 """The broker dies, runs out of memory, loses a queue, loses its disk."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import pytest
 import requests
 
 from deploy.local import Stack
@@ -19,22 +16,10 @@ from tests.e2e.outage import (
     nobody_dies,
     port_of,
     post,
-    two_of_each,
-    under_way,
 )
 from tests.e2e.system import System, an_order, some_orders
+from tests.servers import memory_alarm
 from tests.waiting import eventually
-
-
-@pytest.fixture(scope="module")
-def system(_module_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    with two_of_each(_module_stack, tmp_path_factory.mktemp("system")) as system:
-        yield system
-
-
-@pytest.fixture
-def orders(system: System) -> list[Order]:
-    return under_way(system)
 
 
 def test_a_broker_killed_and_started_again_in_mid_run_loses_nothing_and_doubles_nothing(
@@ -51,15 +36,6 @@ def test_a_broker_killed_and_started_again_in_mid_run_loses_nothing_and_doubles_
         heal(system)
         assert post(system, refused) == 202
         assert_all_made_once(system, [*orders, refused])
-
-
-@contextmanager
-def memory_alarm(stack: Stack) -> Iterator[None]:
-    stack.broker.ctl("set_vm_memory_high_watermark", "0.0000001")
-    try:
-        yield
-    finally:
-        stack.broker.ctl("set_vm_memory_high_watermark", "0.4")
 
 
 def test_a_memory_alarm_blocks_publishers_who_say_so_and_what_waits_leaves_afterwards(

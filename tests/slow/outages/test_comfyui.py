@@ -14,7 +14,6 @@ from tests.e2e.outage import (
     attempts_beyond_one,
     nobody_dies,
     possible_doubles,
-    under_way,
 )
 from tests.e2e.system import System, some_orders
 from tests.waiting import eventually
@@ -36,11 +35,6 @@ def _all_are_well(system: System, _audited: None) -> Iterator[None]:
     yield
     for gpu in system.gpus:
         gpu.heal()
-
-
-@pytest.fixture
-def orders(system: System) -> list[Order]:
-    return under_way(system)
 
 
 def await_health(system: System, gpu: Gpu, wanted: str) -> None:

@@ -17,7 +17,6 @@ from tests.e2e.outage import (
     nobody_dies,
     port_of,
     post,
-    under_way,
 )
 from tests.e2e.system import System, an_order, some_orders
 from tests.proxy import FaultProxy
@@ -80,11 +79,6 @@ def _healed(hops: Hops, _audited: None) -> Iterator[None]:
     yield
     for proxy in hops.all:
         proxy.heal()
-
-
-@pytest.fixture
-def orders(system: System) -> list[Order]:
-    return under_way(system)
 
 
 def reset_again_and_again(*hops: FaultProxy, times: int = 4) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from deploy.local import Stack
 from shared.domain.messages import Order
-from tests.e2e.outage import SETTINGS, assert_all_made_once, await_unready, nobody_dies, post, under_way
+from tests.e2e.outage import SETTINGS, assert_all_made_once, await_unready, nobody_dies, post
 from tests.e2e.system import System, an_order, some_orders
 from tests.proxy import FaultProxy
 from tests.servers import new_database, new_vhost
@@ -40,11 +40,6 @@ def system(_module_stack: Stack, way: FaultProxy, tmp_path_factory: pytest.TempP
         yield system
     finally:
         system.stop()
-
-
-@pytest.fixture
-def orders(system: System) -> list[Order]:
-    return under_way(system)
 
 
 def workers_with_database(system: System) -> list[object]:

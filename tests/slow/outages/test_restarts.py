@@ -1,9 +1,5 @@
 """The broker and the database are shut down in good order in mid-run, and started again."""
 
-from collections.abc import Iterator
-
-import pytest
-
 from deploy.local import Stack
 from shared.domain.messages import Order
 from tests.e2e.outage import (
@@ -11,21 +7,8 @@ from tests.e2e.outage import (
     await_unready,
     nobody_dies,
     post,
-    two_of_each,
-    under_way,
 )
 from tests.e2e.system import System, an_order
-
-
-@pytest.fixture(scope="module")
-def system(_module_stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:
-    with two_of_each(_module_stack, tmp_path_factory.mktemp("system")) as system:
-        yield system
-
-
-@pytest.fixture
-def orders(system: System) -> list[Order]:
-    return under_way(system)
 
 
 def test_the_broker_restarted_in_mid_run_loses_nothing_and_doubles_nothing(
