@@ -1,4 +1,4 @@
-"""`darkroom dead edit`: one letter with other inputs, or in another pool. For editors, see docs/runbooks.md."""
+"""`darkroom dead edit`: one letter with other inputs, or elsewhere. For editors, see docs/runbooks.md."""
 
 import json
 from typing import Annotated, Any
@@ -11,13 +11,16 @@ from services.ops.publishing import publishing
 from services.ops.replay import Replayer
 from shared.config import Settings
 from shared.database.adopt import Refused
+from shared.database.redirects import Check
 from shared.database.replays import Replays
-from shared.database.revisions import Check
 from shared.database.slots import Slots
 from shared.terminal import AsJson, ByWhom, Quiet, fail, print_json, settings
 
 RedirectTo = Annotated[
     str | None, typer.Option("--redirect-to", metavar="POOL", help="Have it made in this pool instead.")
+]
+RedirectToBackend = Annotated[
+    str | None, typer.Option("--redirect-to-backend", metavar="NAME", help="Have it made at this backend alone.")
 ]
 
 
@@ -30,13 +33,15 @@ def edit_letter(
         typer.Option("--input", metavar="NAME=VALUE", help="A JSON value, or else text; null takes the input out."),
     ] = None,
     redirect_to: RedirectTo = None,
+    redirect_to_backend: RedirectToBackend = None,
     why: Annotated[str | None, typer.Option("--why", metavar="TEXT", help="Kept with the deed.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Send one letter round with other inputs, or in another pool. Its key stays, and what was changed is kept."""
+    """Send one letter round with other inputs, or elsewhere. Its key stays, and what was changed is kept."""
     changes = dict(map(_change, inputs or ()))
-    if not changes and redirect_to is None:
-        raise fail("say what is to be changed: --input NAME=VALUE, or --redirect-to POOL")
+    if not changes and redirect_to is None and redirect_to_backend is None:
+        ways = "--input NAME=VALUE, --redirect-to POOL or --redirect-to-backend NAME"
+        raise fail(f"say what is to be changed: {ways}")
     chosen = settings(broker=True)
     check = offered_check(chosen)
     with opened(chosen) as engine:
@@ -44,16 +49,27 @@ def edit_letter(
         replays = Replays(engine, chosen.default_deadline_seconds)
         with publishing(chosen, pools) as publish:
             replayer = Replayer(replays, publish=publish, pools=pools, metrics=Quiet())
-            done = edit(replays, replayer, letter_id, changes, by_whom, check=check, why=why, pool=redirect_to)
+            done = edit(
+                replays,
+                replayer,
+                letter_id,
+                changes,
+                by_whom,
+                check=check,
+                why=why,
+                pool=redirect_to,
+                backend=redirect_to_backend,
+            )
     if isinstance(done, Refused):
         raise fail(f"nothing was changed: {done.why}", 1)
-    task_id, pool = done.replay.prediction.task_id, done.replay.prediction.pool
+    seen = done.replay.prediction
+    task_id, where = seen.task_id, seen.pool if seen.backend is None else f"{seen.pool}, at {seen.backend} alone"
     if as_json:
-        fields = {"id": letter_id, "task_id": task_id, "pool": pool, "revision": done.revision, "diff": done.diff}
-        print_json(fields)
+        fields = {"id": letter_id, "task_id": task_id, "pool": seen.pool, "backend": seen.backend}
+        print_json(fields | {"revision": done.revision, "diff": done.diff})
         return
     changed = f"with other {', '.join(done.diff)} (revision {done.revision})" if done.diff else "with the same inputs"
-    typer.echo(f"task {task_id} is pending again in {pool}, {changed}")
+    typer.echo(f"task {task_id} is pending again in {where}, {changed}")
 
 
 def offered_check(chosen: Settings) -> Check:

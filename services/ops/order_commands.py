@@ -9,6 +9,7 @@ import typer
 
 from services.ops import unknown
 from services.ops.closing import Closed
+from services.ops.pinned import pin_said
 from services.ops.publishing import publishing
 from services.ops.replay import Item, Replayer
 from services.ops.trace import Event, events_of, waterfall
@@ -41,7 +42,7 @@ def show(
     """Show where an order stands, and its pictures."""
     if bool(which) == bool(order_id):
         raise fail("give either a task id or idempotency key, or --order-id")
-    rows, history = _reach(actor="darkroom order show")
+    rows, history, slots = _reach(actor="darkroom order show")
     found = history.of_order(order_id) if order_id else [_found(rows, which)]
     if not found:
         raise fail(f"no task has the order id {order_id!r}", _NOT_FOUND)
@@ -50,7 +51,7 @@ def show(
         if as_json:
             print_json(_described(task) | {"artifacts": pictures.get(task.id, [])})
         else:
-            typer.echo("\n" * (number > 0) + _card(task, pictures.get(task.id, [])))
+            typer.echo("\n" * (number > 0) + _card(task, pictures.get(task.id, []), _pin(task, slots)))
 
 
 @order_app.command()
@@ -61,7 +62,7 @@ def cancel(
     as_json: AsJson = False,
 ) -> None:
     """Cancel an unfinished order. Its job at the provider is cancelled by the poller, soon after."""
-    rows, _ = _reach(actor=by)
+    rows, _, _ = _reach(actor=by)
     before = _found(rows, which)
     task = rows.cancel(before.id, reason or None, by) or before
     if as_json:
@@ -132,7 +133,7 @@ def give_up(which: Which, by: ByWhom, why: Why, as_json: AsJson = False) -> None
 @order_app.command()
 def trace(which: Which, as_json: AsJson = False) -> None:
     """Tell the whole story of an order: moves, attempts, pictures, dead letters, what people did."""
-    rows, history = _reach(actor="darkroom order trace")
+    rows, history, slots = _reach(actor="darkroom order trace")
     story = history.story(_found(rows, which).id)
     if story is None:
         raise fail(f"no task is called {which!r}", _NOT_FOUND)
@@ -153,6 +154,8 @@ def trace(which: Which, as_json: AsJson = False) -> None:
         )
         return
     typer.echo(f"task   {task.id}\nkey    {printable(task.idempotency_key)}\ntrace  {task.trace_id}")
+    if pin := _pin(task, slots):
+        typer.echo(f"at     {printable(pin)}")
     for key in story.duplicate_keys:
         typer.echo(f"also   {printable(key)} (same order id, kept with this task)")
     typer.echo("\n" + waterfall(story, events))
@@ -167,9 +170,13 @@ def _say(task: Task, done: Item | Closed | str, what: str, *, as_json: bool) -> 
         typer.echo(f"task {task.id} (key {printable(task.idempotency_key)}) {what}")
 
 
-def _reach(actor: str) -> tuple[Tasks, History]:
+def _reach(actor: str) -> tuple[Tasks, History, Slots]:
     engine = connect(settings().database_url.get_secret_value(), pool_size=1)
-    return Tasks(engine, actor, Quiet()), History(engine)
+    return Tasks(engine, actor, Quiet()), History(engine), Slots(engine, actor, Quiet())
+
+
+def _pin(task: Task, slots: Slots) -> str | None:
+    return None if task.pinned_backend is None else pin_said(task, slots.backends())
 
 
 def _found(rows: Tasks, which: str) -> Task:
@@ -201,6 +208,7 @@ def _described(task: Task) -> dict[str, Any]:
         "order_id": task.order_id,
         "idempotency_key": task.idempotency_key,
         "backend": task.backend,
+        "pinned_backend": task.pinned_backend,
         "provider_job_id": task.provider_job_id,
         "reason": task.reason,
         "detail": task.detail,
@@ -217,7 +225,7 @@ def _plain_event(event: Event) -> dict[str, Any]:
     return fields | {"seconds": round(event.seconds, 6)}
 
 
-def _card(task: Task, pictures: Sequence[Artifact]) -> str:
+def _card(task: Task, pictures: Sequence[Artifact], pin: str | None) -> str:
     """One order for a person to read."""
     age = duration((task.now - task.changed_at).total_seconds())
     lines = [
@@ -228,6 +236,7 @@ def _card(task: Task, pictures: Sequence[Artifact]) -> str:
         ("order", task.order_id),
         ("pool", f"{task.pool}, {task.priority} priority" + (f", workflow {task.workflow}" if task.workflow else "")),
         ("backend", task.backend),
+        ("made at", pin),
         ("job", task.provider_job_id),
         ("created", f"{task.created_at:%Y-%m-%d %H:%M:%S %Z}"),
         ("deadline", f"{task.deadline_at:%Y-%m-%d %H:%M:%S %Z}"),

@@ -25,7 +25,7 @@ T = TypeVar("T")
 _SAID: Final[Mapping[Outcome, str]] = {
     Outcome.WILL_RUN: "will run",
     Outcome.EXPIRED: "will run, though the time their orders gave is over",
-    Outcome.BLOCKED: "will wait: no backend of their pool takes work",
+    Outcome.BLOCKED: "will wait: no backend that may make them takes work",
     Outcome.COMPLETED: "refused: completed already",
     Outcome.IN_FLIGHT: "refused: on their way already",
     Outcome.SUPERSEDED: "refused: another task of their order is active or completed",
@@ -49,6 +49,9 @@ StopAt = Annotated[
 RedirectTo = Annotated[
     str | None, typer.Option("--redirect-to", metavar="POOL", help="Have them made in this pool instead.")
 ]
+RedirectToBackend = Annotated[
+    str | None, typer.Option("--redirect-to-backend", metavar="NAME", help="Have them made at this backend alone.")
+]
 
 
 @with_filter
@@ -61,6 +64,7 @@ def plan(
     ramp: Ramp = None,
     stop_at: StopAt = None,
     redirect_to: RedirectTo = None,
+    redirect_to_backend: RedirectToBackend = None,
     force: Annotated[
         bool, typer.Option("--force-superseded", help="Also what another task of the same order has completed.")
     ] = False,
@@ -72,13 +76,22 @@ def plan(
     must_name(ids, chosen, act_on_all=act_on_all, dry_run=False)
     pace = _pace(Pace(), rate, ramp, stop_at)
     with_settings = settings()
-    check = offered_check(with_settings) if redirect_to is not None else None
+    is_redirected = redirect_to is not None or redirect_to_backend is not None
+    check = offered_check(with_settings) if is_redirected else None
     with opened(with_settings) as engine:
         wanted = ids or chosen.frozen(Letters(engine), LetterState.OPEN)
         plans = Plans(engine, with_settings.default_deadline_seconds)
         limit = None if ids else chosen.limit
         made = plans.make(
-            wanted, by_whom, pace=pace, pool=redirect_to, force=force, note=note, limit=limit, check=check
+            wanted,
+            by_whom,
+            pace=pace,
+            pool=redirect_to,
+            backend=redirect_to_backend,
+            force=force,
+            note=note,
+            limit=limit,
+            check=check,
         )
     if isinstance(made, Refused):
         raise fail(made.why, 1)
@@ -87,7 +100,7 @@ def plan(
         print_json(_fields(new) | {"preview": _preview_fields(preview)})
         return
     typer.echo(_previewed(preview))
-    typer.echo(f"plan {new.id}: {_paced(new.pace)}")
+    typer.echo(f"plan {new.id}: {_paced(new.pace)}{_redirected(new)}")
     tell(f"nothing is sent yet: `darkroom dead apply {new.id}` does it")
 
 
@@ -255,7 +268,7 @@ def _line(one: Plan, *, as_json: bool) -> None:
     counts = {name: count for name, count in plain(one.progress).items() if count}
     said = ", ".join(f"{count} {name}" for name, count in counts.items())
     why = f" ({one.state_why})" if one.state_why else ""
-    typer.echo(f"plan {one.id} is {one.state}{why}: {said}")
+    typer.echo(f"plan {one.id} is {one.state}{why}: {said}{_redirected(one)}")
 
 
 def _items(items: list[PlanItem], limit: int) -> None:
@@ -286,6 +299,11 @@ def _outcomes(preview: Preview) -> list[tuple[int, str]]:
     said = [(count, _SAID[outcome]) for outcome, count in preview.outcomes.items()]
     forced = (preview.forced, "by force: another task has completed their order")
     return [*said, forced] if preview.forced else said
+
+
+def _redirected(one: Plan) -> str:
+    to = f", made at {one.backend} alone" if one.backend is not None else ""
+    return f"{to}, in pool {one.pool}" if one.pool is not None else to
 
 
 def _paced(pace: Pace) -> str:

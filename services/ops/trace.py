@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from shared.database.history import Attempt, Move, Story
+from shared.database.history import Action, Attempt, Move, Story
 from shared.domain.task import Status
 from shared.terminal import duration, printable
 
@@ -54,8 +54,7 @@ def _events(story: Story) -> Iterator[Event]:
         text = f"letter {letter.id}, {letter.stage}: {letter.reason}: {letter.detail}"
         yield event(letter.at, "dead letter", text, letter.attempt)
     for action in story.actions:
-        why = action.detail.get("reason") or action.detail.get("why")
-        yield event(action.at, "person", f"{action.action}{f': {why}' if why else ''}", by=action.by_whom)
+        yield event(action.at, "person", _action_text(action), by=action.by_whom)
 
 
 def stays_of(story: Story) -> list[Stay]:
@@ -99,6 +98,15 @@ def _move_text(move: Move) -> str:
     way = f"{move.from_status} → {move.to_status}" if move.from_status else f"→ {move.to_status}"
     place = f" on {move.backend}" if move.backend else ""
     return f"{way}{place}{f' ({move.reason})' if move.reason else ''}"
+
+
+def _action_text(action: Action) -> str:
+    detail = action.detail
+    pool, backend = detail.get("to_pool"), detail.get("to_backend")
+    to = ", ".join([*([f"pool {pool}"] if pool else []), *([f"{backend} alone"] if backend else [])])
+    # The reason of a redirected letter is what its order died of.
+    why = detail.get("why") if to else detail.get("reason") or detail.get("why")
+    return f"{action.action}{f' to {to}' if to else ''}{f': {why}' if why else ''}"
 
 
 def _attempt_texts(attempt: Attempt) -> Iterator[tuple[datetime, str]]:

@@ -14,6 +14,7 @@ from shared.broker.consumer import Subscription
 from shared.broker.topology import check_queue
 from shared.database.fallbacks import fall_back
 from shared.database.leader import Leader
+from shared.database.pins import stranded
 from shared.database.slots import Backend
 from shared.domain.errors import Outage
 from shared.observe.logs import ContextPool
@@ -87,6 +88,7 @@ def main() -> None:
         permit_interval=settings.permit_interval_seconds,
         metrics=service.metrics,
         fall_back=partial(fall_back, service.engine, settings.fallback_after_seconds, _FALL_BACK),
+        stranded=partial(stranded, service.engine, settings.fallback_after_seconds, _FALL_BACK),
     )
     leader = Leader(service.engine)
 

@@ -41,6 +41,7 @@ class Schedule:
     check_interval  -- seconds until a running job is looked at again
     permit_interval -- seconds between two looks for missing permits
     fall_back       -- moves orders on that wait for a pool that takes no work: the rows, and where each is now
+    stranded        -- rows whose one backend is gone, each with a sentence about it
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Schedule:
         permit_interval: float,
         metrics: Metrics,
         fall_back: Callable[[], Sequence[tuple[Task, str]]] = tuple,
+        stranded: Callable[[], Sequence[tuple[Task, str]]] = tuple,
     ) -> None:
         self._tasks = tasks
         self._slots = slots
@@ -65,6 +67,7 @@ class Schedule:
         self._permit_interval = permit_interval
         self._metrics = metrics
         self._fall_back = fall_back
+        self._stranded = stranded
         self._permits_at = 0.0
 
     def run(self, stopping: Event, beat: Callable[[], None]) -> None:
@@ -82,7 +85,8 @@ class Schedule:
         """Send every due row on its way; True when there may be more of them. Raises Outage: they come due again."""
         stuck = [pool for pool in self._pools if not self._is_draining(pool)]
         rows = self._tasks.take_due(_BATCH, self._check_interval, stuck)
-        self._end_overdue([r for r in rows if r.status is Status.PENDING and r.is_past_deadline])
+        overdue = [r for r in rows if r.status is Status.PENDING and r.is_past_deadline]
+        self._end([(r, Reason.DEADLINE, "the deadline passed while the order waited") for r in overdue])
         # A submitting row within its deadline needs no look: a permit brings the takeover.
         look = [r for r in rows if r.status.is_final or r.status is Status.PROCESSING]
         look += [r for r in rows if r.status is Status.SUBMITTING and r.is_past_deadline]
@@ -108,23 +112,18 @@ class Schedule:
             self._metrics.count("fallbacks_total", pool=row.pool)
             with bound(trace_id=row.trace_id, task_id=row.id):
                 log.info("order goes on elsewhere", extra={"from": row.pool, "to": pool})
+        self._end([(row, Reason.REJECTED, why) for row, why in self._stranded()])
         running = {b.pool for b in self._slots.backends() if b.wants_permits} & set(self._pools)
         ready = {pool: self._depth(submit_queue(pool)) for pool in sorted(running)}
         short = {pool: depth for pool, depth in ready.items() if depth < _PERMITS}
         rows = self._tasks.free_rows({pool: depth + _PERMITS for pool, depth in short.items()})
         self._publish([permit(pool) for pool, depth in short.items() for _ in range(rows[pool] - depth)])
 
-    def _end_overdue(self, rows: Sequence[Task]) -> None:
+    def _end(self, ends: Sequence[tuple[Task, Reason, str]]) -> None:
         """pending -> failed here and not in a handler: a paused pool has no consumer."""
         changes = [
-            Change(
-                task=row,
-                to=Status.FAILED,
-                reason=Reason.DEADLINE,
-                detail="the deadline passed while the order waited",
-                stage=Stage.SUBMIT,
-            )
-            for row in rows
+            Change(task=row, to=Status.FAILED, reason=reason, detail=why, stage=Stage.SUBMIT)
+            for row, reason, why in ends
         ]
         failed = list(self._tasks.move(changes).values())
         for row in failed:

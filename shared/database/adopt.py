@@ -35,10 +35,10 @@ _IN_FLIGHT: Final = sa.text("""
 select count(*) from tasks
 where backend = :backend and (status in ('submitting', 'processing') or cancel_owed)
 """)
-#: A row that failed while it waited stands nowhere. The adopted job is its last try: a wrong id ends as failed again
-#: and not as another picture.
+#: A row that failed while it waited stands nowhere, and the job may be elsewhere than its pin. The adopted job is its
+#: last try: a wrong id ends as failed again and not as another picture.
 _PREPARE: Final = sa.text("""
-update tasks set backend = :backend, job_key = :job_key, charged = greatest(charged, :tries - 1),
+update tasks set backend = :backend, job_key = :job_key, pinned_backend = null, charged = greatest(charged, :tries - 1),
     deadline_at = greatest(deadline_at, now() + :deadline * interval '1 second')
 where id = :id
 """)

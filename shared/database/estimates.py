@@ -41,10 +41,11 @@ with going as (
         select * from attempts l where l.backend = b.name order by l.started_at desc limit 200) a
     join tasks t on t.id = a.task_id
     where a.outcome = 'completed' and b.pool in (select g.pool from going g)
+        and b.name = coalesce(cast(:backend as text), b.name)
 ), slots as (
     select b.pool, sum(least(b.capacity, b.limit_now)) filter (
         where b.enabled and b.health = 'up' and coalesce(b.paused_until <= now(), true)) as free
-    from backends b group by b.pool
+    from backends b where b.name = coalesce(cast(:backend as text), b.name) group by b.pool
 )
 select g.pool, g.orders, coalesce(s.free, 1) as slots, avg(m.posts)::float8 as posts, avg(m.seconds)::float8 as seconds,
     avg(m.cost)::float8 as cost, max(m.cost_unit) filter (where m.cost is not null) as unit
@@ -55,14 +56,15 @@ group by g.pool, g.workflow, g.orders, s.free
 """)
 
 
-def estimate_in(c: sa.Connection, letters: Sequence[int], pool: str | None) -> Estimate:
+def estimate_in(c: sa.Connection, letters: Sequence[int], pool: str | None, backend: str | None = None) -> Estimate:
     """What the orders of these letters take, in the caller's transaction; letters without a row count for nothing.
 
-    pool -- where they are made instead of their own pool
+    pool    -- where they are made instead of their own pool
+    backend -- the only one there that makes them; None: any
     """
     if not letters:
         return Estimate()
-    rows = c.execute(_MADE, {"ids": list(letters), "pool": pool}).all()
+    rows = c.execute(_MADE, {"ids": list(letters), "pool": pool, "backend": backend}).all()
     costs: dict[str, float] = {}
     for row in rows:
         if row.cost is not None:

@@ -17,11 +17,12 @@ select pool from backends group by pool having bool_and(not enabled
     or coalesce(paused_until > now() + :after * interval '1 second', false))
 """)
 
+#: Not those that a person has sent to one backend: a wait alone ends no pin.
 _WAITING: Final = sa.text(f"""
 select {TASK} from tasks t
 where t.pool = any(:shut) and t.status = 'pending' and t.body -> 'pools' <> '[]'
     and t.changed_at < now() - :after * interval '1 second' and t.deadline_at > now()
-    and t.pool <> coalesce(t.body -> 'pools' -> -1 ->> 'pool', t.body -> 'pools' ->> -1)
+    and t.pinned_backend is null and t.pool <> coalesce(t.body -> 'pools' -> -1 ->> 'pool', t.body -> 'pools' ->> -1)
 order by t.changed_at limit :limit for update skip locked
 """)
 

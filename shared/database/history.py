@@ -141,9 +141,13 @@ select d.id, d.at, d.stage, d.reason, d.detail, d.attempt, d.state, coalesce(
 from dead_letters d where d.task_id = :id order by d.id
 """)
 
-_ACTIONS: Final = sa.text(
-    "select at, by_whom, action, detail from operator_actions where subject = cast(:id as text) order by id"
-)
+#: Also replays of its letters that sent it to another pool, or to one backend alone.
+_ACTIONS: Final = sa.text("""
+select at, by_whom, action, detail from operator_actions
+where subject = cast(:id as text) or (action = 'dead letter replay' and detail ?| '{to_pool,to_backend}'
+    and subject = any(array(select cast(d.id as text) from dead_letters d where d.task_id = :id)))
+order by id
+""")
 
 _KEPT_KEYS: Final = sa.text("select idempotency_key from duplicate_keys where task_id = :id order by at")
 

@@ -30,7 +30,8 @@ class Change:
     deadline_in     -- replay: a new deadline, and all tries again
     job_handle      -- what the provider gave with its job id
     cost            -- what the attempt that ends has cost
-    pool            -- pending: it goes on there, with all its tries
+    pool            -- pending: it goes on there, with all its tries; a pin ends with that
+    pin             -- replay: the only backend that may make it from now on; None: any of its pool
     ended_at        -- when the job ended by the backend's own clock, Unix seconds; only measured
     """
 
@@ -51,6 +52,7 @@ class Change:
     job_handle: Mapping[str, str] | None = None
     cost: Cost | None = None
     pool: str | None = None
+    pin: str | None = None
     ended_at: float | None = None
 
 
@@ -65,6 +67,7 @@ update tasks t set
     stage = v.stage,
     charged = case when v.deadline_in is not null or v.pool is not null then 0 else t.charged + v.charge end,
     pool = coalesce(v.pool, t.pool),
+    pinned_backend = case when v.deadline_in is not null or v.pool is not null then v.pin else t.pinned_backend end,
     deadline_at = coalesce(now() + v.deadline_in * interval '1 second', t.deadline_at),
     finished_at = case when v.to_status in ('completed', 'failed', 'cancelled') then now() end,
     free_at = case when v.to_status = 'pending' then now() + v.free_in * interval '1 second' else t.free_at end,
@@ -84,9 +87,10 @@ update tasks t set
 from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:froms as text[]), cast(:tos as text[]),
             cast(:reasons as text[]), cast(:details as text[]), cast(:stages as text[]), cast(:dues as float8[]),
             cast(:frees as float8[]), cast(:charges as int[]), cast(:jobs as text[]), cast(:owed as bool[]),
-            cast(:avoid as text[]), cast(:deadlines as float8[]), cast(:handles as jsonb[]), cast(:pools as text[]))
+            cast(:avoid as text[]), cast(:deadlines as float8[]), cast(:handles as jsonb[]), cast(:pools as text[]),
+            cast(:pins as text[]))
     as v(id, version, from_status, to_status, reason, detail, stage, due_in, free_in, charge, provider_job_id,
-         cancel_owed, avoid_backend, deadline_in, job_handle, pool)
+         cancel_owed, avoid_backend, deadline_in, job_handle, pool, pin)
 where t.id = v.id and t.version = v.version and t.status = v.from_status
 returning {TASK}
 """)
@@ -163,6 +167,7 @@ def _columns(changes: Sequence[Change], actor: str) -> Mapping[str, Any]:
         "avoid": [change.avoid_backend for change in changes],
         "deadlines": [change.deadline_in for change in changes],
         "pools": [change.pool for change in changes],
+        "pins": [change.pin for change in changes],
         "handles": [None if change.job_handle is None else json.dumps(dict(change.job_handle)) for change in changes],
     }
 

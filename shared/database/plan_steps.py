@@ -44,8 +44,8 @@ class Step:
 _RUNNING: Final = sa.text("select id from plans where state = 'running' order by id")
 #: What the pace allows is saved up for a second at most, or until it is one letter.
 _LOCK: Final = sa.text("""
-select p.id, p.at, p.changed_by, p.note, p.pool, p.is_forced, p.rate, p.ramp, p.stop_at, p.stop_window, p.step,
-    p.step_sent, p.judged_from, least(coalesce(extract(epoch from now() - p.paced_until)::float8, 'infinity'),
+select p.id, p.at, p.changed_by, p.note, p.pool, p.backend, p.is_forced, p.rate, p.ramp, p.stop_at, p.stop_window,
+    p.step, p.step_sent, p.judged_from, least(coalesce(extract(epoch from now() - p.paced_until)::float8, 'infinity'),
         greatest(1.0, 1.0 / p.rate)) as saved_seconds,
     exists (select 1 from plan_items i where i.plan_id = p.id and i.state = 'waiting') as is_waiting
 from plans p where p.id = :id and p.state = 'running' for update skip locked
@@ -172,6 +172,7 @@ class PlanSteps:
             despite=despite_of(plan.is_forced),
             known_at=plan.at,
             pool=plan.pool,
+            backend=plan.backend,
             paid=paid,
             noted=noted,
         )

@@ -16,8 +16,7 @@ from shared.database.engine import in_transaction
 from shared.database.estimates import Estimate, estimate_in
 from shared.database.letters import LetterFilter, ids_in
 from shared.database.predictions import Outcome, Prediction, Way, predictions_in
-from shared.database.redirects import misfits_in
-from shared.database.revisions import Check
+from shared.database.redirects import Check, misfits_in, pool_to
 
 
 class PlanState(StrEnum):
@@ -84,6 +83,7 @@ class Plan:
     changed_at: datetime
     changed_by: str
     pool: str | None
+    backend: str | None
     is_forced: bool
     pace: Pace
     step: int
@@ -132,8 +132,9 @@ _MOST: Final = 10_000
 _MOST_STEPS: Final = 100
 
 _INSERT: Final = sa.text("""
-insert into plans (by_whom, chosen, note, changed_by, pool, is_forced, rate, ramp, stop_at, stop_window)
-values (:by_whom, :chosen, :note, :by_whom, :pool, :is_forced, :rate, :ramp, :stop_at, :stop_window) returning id
+insert into plans (by_whom, chosen, note, changed_by, pool, backend, is_forced, rate, ramp, stop_at, stop_window)
+values (:by_whom, :chosen, :note, :by_whom, :pool, :backend, :is_forced, :rate, :ramp, :stop_at, :stop_window)
+returning id
 """).bindparams(sa.bindparam("chosen", type_=sa.JSON))
 _INSERT_ITEMS: Final = sa.text("""
 insert into plan_items (plan_id, place, dead_letter_id, predicted)
@@ -144,13 +145,12 @@ _WINDOW: Final = sa.text("""
 select now() as now, min(d.at) as oldest, max(d.at) as newest from dead_letters d
 where d.id = any(cast(:ids as bigint[]))
 """)
-_POOLS: Final = sa.text("select distinct pool from backends where enabled order by pool")
 _WAITING: Final = sa.text(
     "select dead_letter_id as id from plan_items where plan_id = :id and state = 'waiting' order by place"
 )
 _PLANS: Final = """
-select p.id, p.at, p.by_whom, p.chosen, p.note, p.state, p.state_why, p.changed_at, p.changed_by, p.pool, p.is_forced,
-    p.rate, p.ramp, p.stop_at, p.stop_window, p.step, i.*
+select p.id, p.at, p.by_whom, p.chosen, p.note, p.state, p.state_why, p.changed_at, p.changed_by, p.pool,
+    p.backend, p.is_forced, p.rate, p.ramp, p.stop_at, p.stop_window, p.step, i.*
 from plans p cross join lateral (
     select count(*) filter (where state = 'waiting') as waiting, count(*) filter (where state = 'sent') as sent,
         count(*) filter (where result = 'completed') as completed, count(*) filter (where result = 'failed') as failed,
@@ -194,6 +194,7 @@ class _Draft:
     by_whom: str
     pace: Pace
     pool: str | None
+    backend: str | None
     force: bool
     note: str | None
     limit: int | None
@@ -217,6 +218,7 @@ class Plans:
         *,
         pace: Pace | None = None,
         pool: str | None = None,
+        backend: str | None = None,
         force: bool = False,
         note: str | None = None,
         limit: int | None = None,
@@ -224,19 +226,21 @@ class Plans:
     ) -> tuple[Plan, Preview] | Refused:
         """A plan with these letters and no others, whatever comes later; it does nothing until it is applied.
 
-        chosen -- by filter, or by id
-        pace   -- may be changed again when it is applied
-        pool   -- where the orders go instead of their own pool
-        force  -- also orders that another task of their order_id has completed; a right of editors
-        note   -- what the person says about it
-        limit  -- of a filter's letters only so many, the oldest
-        check  -- what is wrong with an order for `pool`; nothing is planned before it has nothing to say
+        chosen  -- by filter, or by id
+        pace    -- may be changed again when it is applied
+        pool    -- where the orders go instead of their own pool
+        backend -- the only one that makes them; its pool is where they go
+        force   -- also orders that another task of their order_id has completed; a right of editors
+        note    -- what the person says about it
+        limit   -- of a filter's letters only so many, the oldest
+        check   -- what is wrong with an order for the pool they go to; nothing is planned before it has nothing to say
         """
         draft = _Draft(
             chosen=chosen,
             by_whom=by_whom,
             pace=pace or Pace(),
             pool=pool,
+            backend=backend,
             force=force,
             note=note,
             limit=limit,
@@ -247,11 +251,13 @@ class Plans:
         return in_transaction(self._engine, lambda c: self._make(c, draft))
 
     def _make(self, c: sa.Connection, draft: _Draft) -> tuple[Plan, Preview] | Refused:
-        pool, chosen = draft.pool, draft.chosen
-        if pool is not None and pool not in (pools := list(c.execute(_POOLS).scalars())):
-            return Refused(f"no backend serves pool {pool!r}; there are: {', '.join(pools) or 'none'}")
+        backend, chosen = draft.backend, draft.chosen
+        pool = pool_to(c, draft.pool, backend)
+        if isinstance(pool, Refused):
+            return pool
         ids = ids_in(c, chosen, draft.limit) if isinstance(chosen, LetterFilter) else sorted(set(chosen))
-        predictions = predictions_in(c, ids, self._deadline, despite=despite_of(draft.force), pool=pool)
+        despite = despite_of(draft.force)
+        predictions = predictions_in(c, ids, self._deadline, despite=despite, pool=pool, backend=backend)
         letters = [p.letter_id for p in predictions]
         if missing := set(ids) - set(letters):
             return Refused(f"no such letter: {', '.join(map(str, sorted(missing)[:10]))}")
@@ -262,12 +268,14 @@ class Plans:
             return Refused(problem)
         window = c.execute(_WINDOW, {"ids": letters}).one()
         said = _said(draft, window)
-        values = {"chosen": said, "by_whom": draft.by_whom, "note": draft.note, "pool": pool, "is_forced": draft.force}
+        values = {"chosen": said, "by_whom": draft.by_whom, "note": draft.note, "is_forced": draft.force}
+        values |= {"pool": pool, "backend": backend}
         plan_id = int(c.execute(_INSERT, values | _pace_values(draft.pace)).scalar_one())
         items = {"plan": plan_id, "letters": letters, "predicted": [p.outcome for p in predictions]}
         c.execute(_INSERT_ITEMS, items)
         detail = {"chosen": said, "letters": len(letters), **_pace_values(draft.pace)}
         detail |= {"pool": pool} if pool is not None else {}
+        detail |= {"backend": backend} if backend is not None else {}
         detail |= {"forced": True} if draft.force else {}
         detail |= {"note": draft.note} if draft.note is not None else {}
         note_action(c, draft.by_whom, "plan make", f"plan {plan_id}", detail)
@@ -284,7 +292,9 @@ class Plans:
             plan = _plan(found)
             ids = list(c.execute(_WAITING, {"id": plan_id}).scalars())
             despite = despite_of(plan.is_forced)
-            predictions = predictions_in(c, ids, self._deadline, despite=despite, pool=plan.pool, known_at=plan.at)
+            predictions = predictions_in(
+                c, ids, self._deadline, despite=despite, pool=plan.pool, backend=plan.backend, known_at=plan.at
+            )
             return _preview(c, plan, predictions, c.execute(_WINDOW, {"ids": ids}).one())
 
         return in_transaction(self._engine, work)
@@ -348,7 +358,7 @@ class Plans:
 
 def _preview(c: sa.Connection, plan: Plan, predictions: Sequence[Prediction], window: sa.Row[Any]) -> Preview:
     going = [p.letter_id for p in predictions if p.outcome.goes]
-    estimate = estimate_in(c, going, plan.pool)
+    estimate = estimate_in(c, going, plan.pool, plan.backend)
     return Preview(
         letters=len(predictions),
         outcomes=Counter(p.outcome for p in predictions),

@@ -9,6 +9,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from shared.database.rooms import TAKES_WORK
 from shared.domain.task import Reason, Stage, Status
 
 
@@ -48,6 +49,7 @@ class Prediction:
     """What a replay of this letter does now. why -- a sentence for a person.
 
     pool       -- where its order is made then
+    backend    -- the only one there that may make it; None: any
     superseded -- the completed task of the same order_id that the caller wants to overlook
     """
 
@@ -58,6 +60,7 @@ class Prediction:
     reason: str
     task_id: uuid.UUID | None = None
     pool: str | None = None
+    backend: str | None = None
     deadline_seconds: float | None = None
     superseded: uuid.UUID | None = None
 
@@ -85,6 +88,8 @@ class Facts:
     deadline_seconds: float | None
     is_expired: bool | None
     is_blocked: bool | None
+    backend: str | None
+    is_backend_there: bool | None
     other_id: uuid.UUID | None
     other_is_completed: bool | None
     other_was_known: bool | None
@@ -92,7 +97,7 @@ class Facts:
 
 #: Of other tasks of the same order_id an active one is named before a completed one, since no force helps against it,
 #: and of completed ones the last.
-_FACTS: Final = sa.text("""
+_FACTS: Final = sa.text(f"""
 select d.id as letter_id, d.state, d.closed_by, d.stage, d.reason, d.attempt,
     d.body is not null and not d.headers ? 'body' as is_whole, d.headers ->> 'body' as body_note,
     t.id as task_id, t.status as task_status, t.attempt as task_attempt, t.reason as task_reason,
@@ -100,15 +105,18 @@ select d.id as letter_id, d.state, d.closed_by, d.stage, d.reason, d.attempt,
     case when t.id is not null then coalesce(cast(:pool as text), t.pool) end as pool,
     cast(t.body ->> 'deadline_seconds' as float8) as deadline_seconds,
     t.created_at + cast(t.body ->> 'deadline_seconds' as float8) * interval '1 second' <= now() as is_expired,
-    t.id is not null and not coalesce(w.takes_work, false) as is_blocked,
+    t.id is not null and not coalesce(case when cast(:backend as text) is null then w.takes_work else b.takes_work end,
+        false) as is_blocked,
+    case when t.id is not null then cast(:backend as text) end as backend,
+    coalesce(b.enabled and b.pool = coalesce(cast(:pool as text), t.pool), false) as is_backend_there,
     o.id as other_id, o.status = 'completed' as other_is_completed,
     coalesce(o.finished_at <= cast(:known_at as timestamptz), true) as other_was_known
 from dead_letters d
 left join tasks t on t.id = d.task_id
 left join (
-    select b.pool, bool_or(b.enabled and coalesce(b.paused_until <= now(), true)
-        and (b.health = 'up' or b.health in ('refused', 'silent') and b.probe_at <= now())) as takes_work
+    select b.pool, bool_or({TAKES_WORK}) as takes_work
     from backends b group by b.pool) w on w.pool = coalesce(cast(:pool as text), t.pool)
+left join (select b.*, {TAKES_WORK} as takes_work from backends b) b on b.name = cast(:backend as text)
 left join lateral (
     select s.id, s.status, s.finished_at from tasks s
     where s.order_id = t.order_id and s.id <> t.id
@@ -126,18 +134,21 @@ def predictions_in(
     *,
     despite: Collection[Outcome] = (),
     pool: str | None = None,
+    backend: str | None = None,
     known_at: datetime | None = None,
 ) -> list[Prediction]:
     """What becomes of each when they go round together, in the caller's transaction, by id; unknown ids are missing.
 
     despite  -- outcomes that the caller does not want to be refused
     pool     -- where their orders are to be made instead of their own pool
+    backend  -- the only one there that is to make them; None: any
     known_at -- when somebody decided so: what has been completed since then is refused all the same; None: now
     """
+    values = {"ids": list(letters), "pool": pool, "backend": backend, "known_at": known_at}
     found: list[Prediction] = []
     tasks: set[uuid.UUID] = set()
     orders: set[str] = set()
-    for row in c.execute(_FACTS, {"ids": list(letters), "pool": pool, "known_at": known_at}):
+    for row in c.execute(_FACTS, values):
         facts = Facts(**row._mapping)
         prediction = predicted(facts, default_deadline, despite)
         if prediction.way is Way.ROW and facts.task_id in tasks:
@@ -183,16 +194,20 @@ def _obstacle(facts: Facts) -> tuple[Outcome, str] | None:
         return Outcome.NOT_OPEN, why
     if not facts.task_is_readable:
         return Outcome.IMPOSSIBLE, "only the key of this order could be read, so the task has nothing to start"
+    if facts.backend is not None and not facts.is_backend_there:
+        return Outcome.IMPOSSIBLE, f"{facts.backend} serves pool {facts.pool} no more"
     if facts.task_owes_cancel:
         return Outcome.IN_FLIGHT, "its last job is still being cancelled at the provider; try again in a minute"
     return None
 
 
 def _row_goes(facts: Facts, deadline: float) -> Prediction:
-    why = f"pending again after attempt {facts.attempt}, with all tries and {_span(deadline)} of time"
+    where = f" at {facts.backend} alone" if facts.backend is not None else ""
+    why = f"pending again after attempt {facts.attempt}{where}, with all tries and {_span(deadline)} of time"
     outcome = Outcome.WILL_RUN
     if facts.is_blocked:
-        outcome, why = Outcome.BLOCKED, f"{why}; no backend of pool {facts.pool} takes work, so it waits"
+        who = f"no backend of pool {facts.pool} takes work" if facts.backend is None else f"{facts.backend} takes none"
+        outcome, why = Outcome.BLOCKED, f"{why}; {who}, so it waits"
     if facts.is_expired:
         outcome, why = Outcome.EXPIRED, f"{why}; the time that its order gave is over"
     if facts.task_reason == Reason.OUTCOME_UNKNOWN:
@@ -207,6 +222,7 @@ def _row_goes(facts: Facts, deadline: float) -> Prediction:
         reason=facts.reason,
         task_id=facts.task_id,
         pool=facts.pool,
+        backend=facts.backend,
         deadline_seconds=deadline,
         superseded=facts.other_id,
     )

@@ -11,7 +11,8 @@ from shared.database.adopt import Refused
 from shared.database.engine import in_transaction
 from shared.database.letters import WHOLE, StoredLetter
 from shared.database.predictions import Outcome, Prediction, Way, predictions_in
-from shared.database.revisions import Check, Edited, edit_in
+from shared.database.redirects import Check
+from shared.database.revisions import Edited, edit_in
 from shared.database.rounds import EventOwed, Replay, Rules, replay_in
 from shared.observe.crash import CrashPoint, crash_point
 
@@ -105,14 +106,20 @@ class Replays:
         check: Check,
         why: str | None = None,
         pool: str | None = None,
+        backend: str | None = None,
     ) -> Edited | EventOwed | Refused:
         """Send one letter round with other inputs, under the same key; or nothing is written. Like `replay` otherwise.
 
         changes -- input -> value, None: it is not given any more
         check   -- what is wrong with inputs, before anything is written
+        backend -- the only one that makes it; its pool is where it goes
         """
         rules = Rules(
-            default_deadline=self._deadline, pool=pool, paid=paid or {}, noted={} if why is None else {"why": why}
+            default_deadline=self._deadline,
+            pool=pool,
+            backend=backend,
+            paid=paid or {},
+            noted={} if why is None else {"why": why},
         )
         found = in_transaction(self._engine, lambda c: edit_in(c, letter, changes, by_whom, rules, check=check))
         if isinstance(found, Edited):

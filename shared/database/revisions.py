@@ -6,8 +6,8 @@ original that arrives later is a duplicate as before, and nobody can place the e
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -18,12 +18,10 @@ from shared.database.actions import note_action
 from shared.database.adopt import Refused
 from shared.database.engine import in_transaction
 from shared.database.predictions import Way
+from shared.database.redirects import Check, pool_to
 from shared.database.rounds import EventOwed, Replay, Rules, locked, predicted_by, replay_in
 from shared.domain.messages import MAX_ORDER_BYTES, Order
 from shared.domain.task import said_in
-
-#: pool, workflow, inputs -> a sentence for each mistake; none: they can be started there.
-Check = Callable[[str, str | None, Mapping[str, Any]], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +69,10 @@ def edit_in(
 
     changes -- input -> value, None: it is not given any more
     """
+    pool = pool_to(c, rules.pool, rules.backend) if rules.backend is not None else rules.pool
+    if isinstance(pool, Refused):
+        return pool
+    rules = replace(rules, pool=pool)
     tasks = locked(c, [letter])
     seen = predicted_by(c, [letter], rules)
     if not seen:
@@ -86,7 +88,7 @@ def edit_in(
     before: Mapping[str, Any] = said.get("inputs") or {}
     after = {name: value for name, value in {**before, **changes}.items() if value is not None}
     diff = _diff(before, after)
-    if not diff and prediction.pool == task.pool:
+    if not diff and prediction.pool == task.pool and rules.backend is None:
         return Refused("these are its inputs already: replay it as it is")
     if problems := [
         *check(prediction.pool, said.get("workflow"), after),

@@ -9,11 +9,14 @@ import sqlalchemy as sa
 from shared.database.limits import STARTED, widened
 from shared.domain.task import Task
 
-_LOCK: Final = sa.text("""
-select name, capacity, limit_now, rate_starts, health <> 'up' as is_closed from backends
-where pool = :pool and enabled and (health = 'up' or health in ('refused', 'silent') and probe_at <= now())
-    and coalesce(paused_until <= now(), true) and (cast(:known as text[]) is null or name = any(:known))
-order by name for update
+#: About a row `b` of backends.
+TAKES_WORK: Final = """(b.enabled and coalesce(b.paused_until <= now(), true)
+    and (b.health = 'up' or b.health in ('refused', 'silent') and b.probe_at <= now()))"""
+
+_LOCK: Final = sa.text(f"""
+select b.name, b.capacity, b.limit_now, b.rate_starts, b.health <> 'up' as is_closed from backends b
+where b.pool = :pool and {TAKES_WORK} and (cast(:known as text[]) is null or b.name = any(:known))
+order by b.name for update
 """)
 
 #: A statement of its own, after the lock: one statement for both would count with a snapshot older than the lock.
@@ -24,19 +27,26 @@ select b.name as backend, (
     select count(*) from (
         select 1 from tasks t where t.backend = b.name and (t.status in ('submitting', 'processing') or t.cancel_owed)
         limit b.capacity
-    ) counted) as live
+    ) counted) as live,
+    exists (
+        select 1 from tasks p where p.pinned_backend = b.name and p.status = 'pending' and p.free_at <= now()) as pins
 from backends b where b.name = any(:backends)
 """)
 
 
 @dataclass(slots=True)
 class Room:
-    """What one backend that takes work may still be given. starts -- what its rate allows now; one for a probe"""
+    """What one backend that takes work may still be given.
+
+    starts   -- what its rate allows now; one for a probe
+    has_pins -- rows wait that no other backend may make
+    """
 
     capacity: int
     load: int
     starts: int
     is_closed: bool = False
+    has_pins: bool = False
 
     @property
     def free(self) -> int:
@@ -50,7 +60,7 @@ class Room:
 def rooms_of(c: sa.Connection, pool: str, known: list[str] | None) -> dict[str, Room]:
     """The pool's backends that take work, by name, locked until the transaction ends."""
     backends = c.execute(_LOCK, {"pool": pool, "known": known}).all()
-    live = {row.backend: row.live for row in c.execute(_IN_FLIGHT, {"backends": [b.name for b in backends]})}
+    found = {row.backend: row for row in c.execute(_IN_FLIGHT, {"backends": [b.name for b in backends]})}
     rated = [b.name for b in backends if b.rate_starts is not None]
     started = {row.name: row.starts for row in c.execute(STARTED, {"rated": rated})} if rated else {}
     limits = {b.name: b.limit_now for b in backends if b.limit_now is not None}
@@ -58,12 +68,13 @@ def rooms_of(c: sa.Connection, pool: str, known: list[str] | None) -> dict[str, 
     return {
         b.name: Room(
             capacity=min(b.capacity, limits.get(b.name, b.capacity)),
-            load=live.get(b.name, 0),
+            load=found[b.name].live,
             starts=min(
                 b.capacity if b.rate_starts is None else b.rate_starts - started[b.name],
                 1 if b.is_closed else b.capacity,
             ),
             is_closed=b.is_closed,
+            has_pins=found[b.name].pins,
         )
         for b in backends
     }
@@ -76,7 +87,12 @@ def shunned_of(rooms: Mapping[str, Room]) -> str | None:
 
 
 def place_for(task: Task, rooms: Mapping[str, Room]) -> str | None:
-    """The least loaded backend with a free slot; never the one to avoid while another one is there at all."""
+    """The least loaded backend with a free slot; never the one to avoid while another one is there at all, nor any but
+    the one it is pinned to.
+    """
+    if task.pinned_backend is not None:
+        room = rooms.get(task.pinned_backend)
+        return task.pinned_backend if room is not None and room.free else None
     others = [name for name in rooms if name != task.avoid_backend] or list(rooms)
     open_ = [name for name in others if rooms[name].free]
     return min(open_, key=lambda n: (rooms[n].load / rooms[n].capacity, rooms[n].load, n), default=None)

@@ -26,6 +26,7 @@ class Rules:
     despite          -- outcomes that are not refused this time, because somebody has decided so
     known_at         -- when they did; what has been completed since then is refused all the same; None: now
     pool             -- where the orders go instead of their own pool
+    backend          -- the only one there that may make them; None: any
     paid             -- task -> version of its row whose `failed` event the caller knows to be out
     noted            -- kept with each deed, such as what the person says about it
     """
@@ -34,6 +35,7 @@ class Rules:
     despite: frozenset[Outcome] = frozenset()
     known_at: datetime | None = None
     pool: str | None = None
+    backend: str | None = None
     paid: Mapping[uuid.UUID, int] = field(default_factory=dict)
     noted: Mapping[str, Any] = field(default_factory=dict)
 
@@ -112,7 +114,13 @@ def replay_in(c: sa.Connection, letters: Sequence[int], by_whom: str, rules: Rul
 def predicted_by(c: sa.Connection, letters: Sequence[int], rules: Rules) -> list[Prediction]:
     """What becomes of these letters by these rules."""
     return predictions_in(
-        c, letters, rules.default_deadline, despite=rules.despite, pool=rules.pool, known_at=rules.known_at
+        c,
+        letters,
+        rules.default_deadline,
+        despite=rules.despite,
+        pool=rules.pool,
+        backend=rules.backend,
+        known_at=rules.known_at,
     )
 
 
@@ -157,6 +165,7 @@ def _sent(
             detail=f"dead letter {p.letter_id} replayed by {by_whom}",
             deadline_in=p.deadline_seconds,
             pool=rules.pool if rules.pool != task.pool else None,
+            pin=rules.backend,
         )
         for p, task in going
         if task is not None
@@ -177,6 +186,7 @@ def _detail(p: Prediction, task: Task | None, ids: Mapping[int, int], rules: Rul
     if task is not None:
         detail |= {"task": str(task.id), "attempt": task.attempt, "deadline_seconds": p.deadline_seconds}
         detail |= {"from_pool": task.pool, "to_pool": p.pool} if p.pool != task.pool else {}
+        detail |= {"to_backend": p.backend} if p.backend is not None else {}
     if p.superseded is not None:
         detail |= {"forced_although_completed": str(p.superseded)}
     return detail

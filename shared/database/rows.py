@@ -11,7 +11,7 @@ TASK: Final = (
     "t.id, t.idempotency_key, t.order_id, t.fingerprint, t.pool, t.priority, t.body, t.status, t.version, t.attempt,"
     " t.charged, t.backend, t.job_key, t.provider_job_id, t.free_at, t.due_at, t.deadline_at, t.created_at,"
     " t.changed_at, t.cancel_owed, t.avoid_backend, t.reason, t.detail, t.stage, t.trace_id, t.told_at,"
-    " t.job_handle,"
+    " t.job_handle, t.pinned_backend,"
     " clock_timestamp() as now"
 )
 

@@ -54,6 +54,7 @@ backends: Final = sa.Table(
     _maybe("limit_cut_at", _MOMENT),
     _column("doubts", sa.Integer, sa.CheckConstraint("doubts >= 0")),
     _maybe("doubted_at", _MOMENT),
+    _maybe("gone_at", _MOMENT),
     sa.CheckConstraint("(rate_starts is null) = (rate_seconds is null)"),
     sa.CheckConstraint("limit_now is null or limit_since is not null"),
     sa.CheckConstraint("doubts = 0 or doubted_at is not null"),
@@ -100,6 +101,7 @@ tasks: Final = sa.Table(
     _column("trace_id", sa.Text),
     _column("job_handle", JSONB),
     _maybe("result_until", _MOMENT),
+    _maybe("pinned_backend", sa.Text, sa.ForeignKey("backends.name")),
     sa.CheckConstraint(f"due_at is not null or {_FINAL}"),
     sa.CheckConstraint(f"not ({_STARTED}) or (backend is not null and job_key is not null)"),
     sa.CheckConstraint("status <> 'processing' or provider_job_id is not null"),
@@ -127,6 +129,13 @@ sa.Index(
     tasks.c.pool,
     tasks.c.changed_at,
     postgresql_where=sa.text("status = 'pending' and body -> 'pools' <> '[]'"),
+)
+sa.Index(
+    "tasks_pinned",
+    tasks.c.pinned_backend,
+    tasks.c.priority.desc(),
+    tasks.c.created_at,
+    postgresql_where=sa.text("status = 'pending' and pinned_backend is not null"),
 )
 sa.Index("tasks_canaries", tasks.c.created_at, postgresql_where=sa.text("pool = 'canary'"))
 sa.Index("tasks_live", tasks.c.backend, postgresql_where=sa.text(f"{_STARTED} or cancel_owed"))
@@ -337,6 +346,8 @@ plans: Final = sa.Table(
     _column("step_sent", sa.Integer, sa.CheckConstraint("step_sent >= 0")),
     _maybe("paced_until", _MOMENT),
     _maybe("judged_from", _MOMENT),
+    _maybe("backend", sa.Text, sa.ForeignKey("backends.name")),
+    sa.CheckConstraint("backend is null or pool is not null"),
 )
 sa.Index("plans_running", plans.c.id, postgresql_where=sa.text("state = 'running'"))
 

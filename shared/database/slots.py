@@ -96,23 +96,35 @@ where t.pool = :pool and t.status = 'submitting' and t.free_at <= now() and t.de
 order by t.free_at limit :limit for update of t skip locked
 """)
 
-#: shunned -- the only backend with a free slot while others are there: rows that avoid it must not stand in the way
-_PENDING: Final = f"""
+_WAITING: Final = f"""
 select {TASK} from tasks t
 where t.pool = :pool and t.status = 'pending' and t.free_at <= now()
-    and t.deadline_at > now() and t.id <> all(cast(:skip as uuid[])) and {{priority}}
-    and (cast(:shunned as text) is null or t.avoid_backend is distinct from :shunned)
-order by t.priority desc, t.created_at limit :limit for update skip locked
+    and t.deadline_at > now() and t.id <> all(cast(:skip as uuid[])) and {{which}}
+order by t.priority desc, t.created_at limit {{limit}} for update skip locked
 """
-_BY_PRIORITY: Final = sa.text(_PENDING.format(priority="true"))
+#: shunned -- the only backend with a free slot while others are there: rows that avoid it must not stand in the way
+_ANYWHERE: Final = (
+    "t.pinned_backend is null and (cast(:shunned as text) is null or t.avoid_backend is distinct from :shunned)"
+)
 #: The oldest of each priority, each along tasks_free, and of those the oldest: no row is read that waits behind them.
-_BY_AGE: Final = sa.text(
-    "select p.* from ("
-    + " union all ".join(
-        f"select * from ({_PENDING.format(priority=f't.priority = {level}')}) p{level}"
-        for level in range(len(PRIORITIES))
-    )
-    + ") p order by p.created_at limit :limit"
+_OLDEST: Final = " union all ".join(
+    f"select * from ({_WAITING.format(which=f'{_ANYWHERE} and t.priority = {level}', limit=':limit')}) p{level}"
+    for level in range(len(PRIORITIES))
+)
+#: Of the rows that wait for one backend alone as many as it has free slots, so that they take none of the others'.
+_PINNED: Final = f"""
+select p.* from unnest(cast(:pinned as text[]), cast(:free as int[])) as o(backend, free)
+cross join lateral ({_WAITING.format(which="t.pinned_backend = o.backend", limit="o.free")}) p
+"""
+_BY_PRIORITY: Final = sa.text(_WAITING.format(which=_ANYWHERE, limit=":limit"))
+_BY_AGE: Final = sa.text(f"select p.* from ({_OLDEST}) p order by p.created_at limit :limit")
+#: The same where rows wait for one of the free backends alone.
+_BY_PRIORITY_WITH_PINS: Final = sa.text(
+    f"select p.* from (select * from ({_WAITING.format(which=_ANYWHERE, limit=':limit')}) a union all {_PINNED}) p"
+    " order by p.priority desc, p.created_at limit :limit"
+)
+_BY_AGE_WITH_PINS: Final = sa.text(
+    f"select p.* from ({_OLDEST} union all {_PINNED}) p order by p.created_at limit :limit"
 )
 
 _TAKE: Final = sa.text(f"""
@@ -143,13 +155,19 @@ select * from unnest(cast(:names as text[]), cast(:pools as text[]), cast(:adapt
                      cast(:capacities as int[]), cast(:max_runs as float8[]),
                      cast(:starts as int[]), cast(:seconds as float8[]), cast(:ttls as float8[]))
 on conflict (name) do update set pool = excluded.pool, adapter = excluded.adapter, url = excluded.url,
-    capacity = excluded.capacity, max_run_seconds = excluded.max_run_seconds, enabled = true,
+    capacity = excluded.capacity, max_run_seconds = excluded.max_run_seconds, enabled = true, gone_at = null,
     rate_starts = excluded.rate_starts, rate_seconds = excluded.rate_seconds,
     result_ttl_seconds = excluded.result_ttl_seconds
 where (backends.pool, backends.adapter, backends.url, backends.capacity, backends.max_run_seconds, backends.enabled,
         backends.rate_starts, backends.rate_seconds, backends.result_ttl_seconds)
     is distinct from (excluded.pool, excluded.adapter, excluded.url, excluded.capacity, excluded.max_run_seconds, true,
         excluded.rate_starts, excluded.rate_seconds, excluded.result_ttl_seconds)
+""")
+
+#: An older release may have switched it off and not said when.
+_GONE: Final = sa.text("""
+update backends set enabled = false, gone_at = now()
+where (enabled or gone_at is null) and name <> all(cast(:names as text[]))
 """)
 
 _ALL: Final = sa.text("""
@@ -213,14 +231,15 @@ class Slots:
         # No more than can be placed: of rows that are picked and then left, the order of picking would mean nothing.
         wanted = min(at_most - len(placed), sum(room.free for room in rooms.values()))
         shunned = shunned_of(rooms)
-        pending = self._pending(c, pool, wanted, shunned) if wanted else []
+        pending = self._pending(c, pool, wanted, shunned, rooms) if wanted else []
         picked = 0
-        for task in pending:
+        for task in sorted(pending, key=lambda task: task.pinned_backend is None):  # the others have a choice
             if place := place_for(task, rooms):
                 rooms[place].fill()
                 picked += 1
                 placed.append((task, place))
-        none_left = wanted > 0 and len(pending) < wanted and picked == len(pending) and shunned is None
+        may_be_left = shunned is not None or any(room.has_pins for room in rooms.values())
+        none_left = wanted > 0 and len(pending) < wanted and picked == len(pending) and not may_be_left
         owned = {task.id: task for task in self._own(c, placed, lease, rooms)}
         return _Took(
             pairs=[(before, owned[before.id]) for before, _ in placed if before.id in owned],
@@ -229,17 +248,22 @@ class Slots:
             held_by="permit" if none_left or len(placed) == at_most else held_by(rooms),
         )
 
-    def _pending(self, c: sa.Connection, pool: str, wanted: int, shunned: str | None) -> list[Task]:
+    def _pending(
+        self, c: sa.Connection, pool: str, wanted: int, shunned: str | None, rooms: Mapping[str, Room]
+    ) -> list[Task]:
         """Up to `wanted` rows in the order they are picked: high priority first, every fifth one by age alone."""
         turns = [(self._picks + i) % PICK_BY_AGE_EVERY == PICK_BY_AGE_EVERY - 1 for i in range(wanted)]
         values: dict[str, Any] = {"pool": pool, "shunned": shunned, "skip": []}
+        free = {name: room.free for name, room in rooms.items() if room.has_pins and room.free}
+        values |= {"pinned": list(free), "free": list(free.values())} if free else {}
 
         def rows(statement: sa.TextClause, limit: int) -> list[Task]:
             return [task_of(row) for row in c.execute(statement, values | {"limit": limit})] if limit else []
 
-        oldest = rows(_BY_AGE, sum(turns))
+        oldest = rows(_BY_AGE_WITH_PINS if free else _BY_AGE, sum(turns))
         values["skip"] = [str(task.id) for task in oldest]
-        first = rows(_BY_PRIORITY, wanted - sum(turns))
+        values["free"] = [n - sum(task.pinned_backend == name for task in oldest) for name, n in free.items()]
+        first = rows(_BY_PRIORITY_WITH_PINS if free else _BY_PRIORITY, wanted - sum(turns))
         queues = {True: iter(oldest), False: iter(first)}
         return [task for turn in turns if (task := next(queues[turn], None))]
 
@@ -295,10 +319,7 @@ class Slots:
 
         def work(connection: sa.Connection) -> None:
             connection.execute(_SYNC, values)
-            connection.execute(
-                sa.text("update backends set enabled = false where enabled and name <> all(cast(:names as text[]))"),
-                {"names": values["names"]},
-            )
+            connection.execute(_GONE, {"names": values["names"]})
 
         in_transaction(self._engine, work)
 

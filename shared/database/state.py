@@ -8,6 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from shared.database.engine import in_transaction
+from shared.database.rooms import TAKES_WORK
 from shared.database.slots import Backend, read_backends
 from shared.domain.task import Status
 
@@ -39,6 +40,7 @@ class Waiting:
 class State:
     """dead_letters -- how many nobody has decided about, by (stage, reason)
     replays      -- by what has become of them, one of catalog.REPLAYS
+    stuck        -- orders that wait for one backend alone which takes no work, by backend
     at_risk      -- jobs by backend whose result may vanish soon: nobody saw them running for half of its time
     connections, connections_limit -- of PostgreSQL, everybody's
     """
@@ -48,6 +50,7 @@ class State:
     backends: Sequence[Backend]
     dead_letters: Mapping[tuple[str, str], int]
     replays: Mapping[str, int]
+    stuck: Mapping[str, int]
     at_risk: Mapping[str, int]
     connections: int
     connections_limit: int
@@ -94,6 +97,12 @@ select t.backend, count(*) as rows from tasks t join backends b on b.name = t.ba
 where t.result_until < now() + 0.5 * b.result_ttl_seconds * interval '1 second' and t.status = 'processing'
 group by t.backend
 """)
+#: Through the index of those rows alone.
+_STUCK: Final = sa.text(f"""
+select b.name as backend, count(*) as rows from tasks t join backends b on b.name = t.pinned_backend
+where t.status = 'pending' and t.pinned_backend is not null and not {TAKES_WORK}
+group by b.name
+""")
 
 
 def read_state(engine: sa.Engine) -> State:
@@ -117,6 +126,7 @@ def read_state(engine: sa.Engine) -> State:
                 Bound.DEADLINE: c.execute(_PAST_DEADLINE, grace).scalar_one(),
             },
             backends=read_backends(c),
+            stuck={row.backend: row.rows for row in c.execute(_STUCK)},
             at_risk={row.backend: row.rows for row in c.execute(_AT_RISK)},
             dead_letters={(row.stage, row.reason): row.rows for row in c.execute(_DEAD_LETTERS)},
             replays={row.became: row.rows for row in c.execute(_REPLAYS)},

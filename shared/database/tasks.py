@@ -11,6 +11,7 @@ from shared.database.claims import Claim, Claimed, Purged, claim
 from shared.database.engine import in_transaction
 from shared.database.measured import Counter, count_forbidden, count_moves, timed
 from shared.database.moves import LOCK_IN_ORDER, Change, move_in
+from shared.database.rooms import TAKES_WORK
 from shared.database.rows import TASK, task_of
 from shared.domain.messages import Artifact
 from shared.domain.outcome import FollowUp
@@ -114,10 +115,12 @@ returning t.pool, case when t.told_at = now() then extract(epoch from now() - t.
 """)
 
 #: In each pool no further than anybody wants to know; the order is there to have it read along tasks_free.
-_FREE: Final = sa.text("""
+_FREE: Final = sa.text(f"""
 select p.pool, (
     select count(*) from (
         select 1 from tasks t where t.pool = p.pool and t.status in ('pending', 'submitting') and t.free_at <= now()
+            and (t.pinned_backend is null or t.status = 'submitting'
+                or t.pinned_backend = any(array(select b.name from backends b where {TAKES_WORK})))
         order by t.priority desc, t.created_at limit p.most
     ) counted) as rows
 from unnest(cast(:pools as text[]), cast(:most as int[])) as p(pool, most)
@@ -408,7 +411,9 @@ class Tasks:
                 self._metrics.observe("order_stage_seconds", row.told_after, pool=row.pool, stage="deliver")
 
     def free_rows(self, most: Mapping[str, int]) -> Mapping[str, int]:
-        """Rows free to take now, by pool, counted up to the number that is given for it."""
+        """Rows free to take now, by pool, counted up to the number that is given for it. Those that wait for one
+        backend alone count while it takes work.
+        """
         values = {"pools": list(most), "most": list(most.values())}
         return in_transaction(self._engine, lambda c: {row.pool: row.rows for row in c.execute(_FREE, values)})
 

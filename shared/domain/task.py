@@ -179,6 +179,8 @@ class Task:
     told_at: datetime | None = None
     #: What the provider gave with its job id to ask about the job.
     job_handle: Mapping[str, str] = field(default_factory=dict, repr=False)
+    #: The only backend that may make it; None: any of its pool.
+    pinned_backend: str | None = None
     #: True only on a row that `take` handed out although somebody had it before: ask the provider first.
     taken_over: bool = False
     #: False only on such a row whose backend takes no work: the provider may be asked, and sent nothing.

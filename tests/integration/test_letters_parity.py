@@ -72,6 +72,14 @@ _DEEDS = {
     ),
     "plan": Deed("/plans", {"id": [1, 2], "plan_note": "again"}, "dead plan 1 2 --why again"),
     "redirect": Deed("/plans", {"id": [1], "to_pool": "other-pool"}, "dead plan 1 --redirect-to other-pool"),
+    "redirect to a backend": Deed(
+        "/plans", {"id": [1], "to_backend": "gpu-2"}, "dead plan 1 --redirect-to-backend gpu-2"
+    ),
+    "edit for a backend": Deed(
+        "/letters/1/edit",
+        {"input.color": "7", "to_backend": "gpu-2"},
+        "dead edit 1 --input color=7 --redirect-to-backend gpu-2",
+    ),
     "force": Deed("/plans", {"id": [1], "force": "yes"}, "dead plan 1 --force-superseded"),
     "apply": Deed(
         "/plans/1/apply",

@@ -5,11 +5,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import pytest
 
 from services.poller.schedule import Schedule
+from shared.database.pins import stranded
 from shared.domain.errors import BrokerAway
 from shared.domain.messages import Message
 from shared.domain.task import Reason, Status, Task
@@ -59,6 +61,7 @@ class Lab(Rows):
             check_interval=60.0,
             permit_interval=0.1,
             metrics=MEASURED,
+            stranded=partial(stranded, self.engine, 60.0, 500),
         )
 
     def due(self, task: Task, **ago: float) -> Task:
@@ -220,6 +223,39 @@ def test_rows_that_are_not_free_yet_get_no_permit(lab: Lab) -> None:
     lab.schedule.make_permits()
 
     assert lab.publisher.sent == []
+
+
+def test_a_row_whose_one_backend_is_gone_for_good_ends_and_says_so(lab: Lab) -> None:
+    lab.backends(gpu_1=5, gpu_2=5)
+    alone, late, free = (lab.pending() for _ in range(3))
+    lab.sql("update tasks set pinned_backend = 'gpu-2' where id <> :id", id=free.id)
+    lab.age(alone, changed_at=100)
+    lab.schedule.make_permits()
+    assert lab.now(alone).status is Status.PENDING
+    lab.backends(gpu_1=5)
+    lab.schedule.make_permits()
+    assert lab.now(alone).status is Status.PENDING, "it may be back in a moment"
+    lab.sql("update backends set gone_at = now() - interval '61 seconds' where name = 'gpu-2'")
+    lab.publisher.sent.clear()
+
+    lab.schedule.make_permits()
+
+    row = lab.now(alone)
+    assert (row.status, row.reason, row.due_at) == (Status.FAILED, Reason.REJECTED, None)
+    assert "gpu-2 is no longer in the backends file" in (row.detail or "")
+    assert lab.queues == {"submit.dead": 1, "order.failed": 1, "submit.comfyui": 1}, "one permit, for the free one"
+    assert [lab.now(task).status for task in (late, free)] == [Status.PENDING] * 2
+
+
+def test_a_row_whose_one_backend_moved_to_another_pool_ends_too(lab: Lab) -> None:
+    task = lab.pending()
+    lab.slots.sync([(f"gpu-{n}", pool, "comfyui", "u", 5, 60.0) for n, pool in ((1, POOL), (2, "other-pool"))])
+    lab.sql("update tasks set pinned_backend = 'gpu-2'")
+    lab.age(task, changed_at=61)
+
+    lab.schedule.make_permits()
+
+    assert lab.now(task).detail == "a replay has sent it to one backend alone, and gpu-2 serves another pool now"
 
 
 def test_a_pool_that_takes_no_work_gets_no_permits(lab: Lab) -> None:

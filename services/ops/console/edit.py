@@ -17,6 +17,7 @@ from shared.database.adopt import Refused as NotDone
 from shared.database.letters import Letters, StoredLetter
 from shared.database.replays import Replays
 from shared.database.revisions import revisions_of
+from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.database.users import Role
 from shared.domain.task import Task, said_in
@@ -44,6 +45,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
     """The page under /letters/…/edit."""
     router = APIRouter(dependencies=[Depends(needs(Role.EDITOR))])
     letters = Letters(parts.engine)
+    slots = Slots(parts.engine, "console", Quiet())
     tasks, replays = Tasks(parts.engine, "console", Quiet()), Replays(parts.engine, parts.default_deadline_seconds)
 
     def found(letter_id: int) -> tuple[StoredLetter, Task]:
@@ -67,6 +69,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
             "revisions": revisions_of(parts.engine, task.id),
             "problem": problem,
             "pools": sorted(parts.offered.pools),
+            "backends": [backend.name for backend in slots.backends() if backend.enabled],
         }
         return pages.page(request, "edit.html", status, **values)
 
@@ -81,7 +84,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         typed = {one.name: form.text(_PREFIX + one.name, at_most=_LONGEST) for one in fields}
         changes = {one.name: _value(one, typed[one.name]) for one in fields if typed[one.name] != _typed(one.value)}
         why = form.text("why") or None
-        pool = form.text("to_pool") or None
+        pool, backend = form.text("to_pool") or None, form.text("to_backend") or None
         answer = edit(
             replays,
             parts.replayer,
@@ -91,11 +94,14 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
             check=parts.offered.problems,
             why=why,
             pool=None if pool == task.pool else pool,
+            backend=backend,
         )
         if isinstance(answer, NotDone):
             return page(request, letter_id, 422, answer.why, typed)
-        changed = f"with other {', '.join(answer.diff)}" if answer.diff else f"in the pool {pool}"
-        return done(signed.token, f"/orders/{task.id}", f"Pending again {changed}.")
+        seen = answer.replay.prediction
+        where = f"at {seen.backend} alone" if seen.backend is not None else f"in the pool {seen.pool}"
+        changed = f"with other {', '.join(answer.diff)}, " if answer.diff else ""
+        return done(signed.token, f"/orders/{task.id}", f"Pending again {changed}{where}.")
 
     return router
 

@@ -14,10 +14,12 @@ from services.ops.console.auth import Posted, SignedIn
 from services.ops.console.parts import Parts
 from services.ops.console.problem import Refused, not_found
 from services.ops.console.rendering import Pages, done
+from services.ops.pinned import pin_said
 from services.ops.trace import Stay, events_of, stays_of
 from shared.database import adopt
 from shared.database.history import History
 from shared.database.letters import Letters
+from shared.database.slots import Slots
 from shared.database.tasks import Tasks
 from shared.domain.task import Reason, Status, Task
 from shared.observe.logs import redacted_body
@@ -37,6 +39,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
     router = APIRouter()
     history = History(parts.engine)
     letters = Letters(parts.engine)
+    slots = Slots(parts.engine, "console", Quiet())
 
     def found(task_id: uuid.UUID, by_whom: str) -> tuple[Tasks, Task]:
         tasks = Tasks(parts.engine, by_whom, Quiet())
@@ -60,6 +63,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
             "bars": _bars(stays[-_LAST:]),
             "totals": _totals(stays),
             "body": json.loads(redacted_body(json.dumps(task.body))) if task.body else None,
+            "pin": pin_said(task, slots.backends()) if task.pinned_backend is not None else None,
             "may_cancel": not task.status.is_final,
             "may_adopt": task.status is Status.FAILED and task.attempt > 0,
             "is_in_doubt": task.status is Status.FAILED and task.reason == Reason.OUTCOME_UNKNOWN,

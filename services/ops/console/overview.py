@@ -93,6 +93,9 @@ def troubles(seen: Seen, recent: Recent) -> Iterator[Trouble]:
             yield Trouble(text=f"{count} × {_LATE[bound]}", to=_LISTED[bound], grave=True)
     for backend in seen.state.backends:
         yield from _of_backend(backend)
+    for name, count in seen.state.stuck.items():
+        noun = "order waits" if count == 1 else "orders wait"
+        yield Trouble(text=f"{count} {noun} for {name} alone, which takes no work", to="/orders?status=pending")
     if count := sum(seen.state.dead_letters.values()):
         noun = "dead letter waits" if count == 1 else "dead letters wait"
         yield Trouble(text=f"{count} {noun} for a decision", to="/letters", since=recent.oldest_letter)

@@ -53,6 +53,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
             chosen,
             signed.session.user,
             pool=form.text("to_pool") or None,
+            backend=form.text("to_backend") or None,
             force=force,
             note=form.text("plan_note") or None,
             check=parts.offered.problems,
