@@ -132,7 +132,7 @@ def give_up(which: Which, by: ByWhom, why: Why, as_json: AsJson = False) -> None
 
 @order_app.command()
 def trace(which: Which, as_json: AsJson = False) -> None:
-    """Tell the whole story of an order: moves, attempts, pictures, dead letters, what people did."""
+    """Tell the whole story of an order: moves, lost races, attempts, pictures, dead letters, what people did."""
     rows, history, slots = _reach(actor="darkroom order trace")
     story = history.story(_found(rows, which).id)
     if story is None:
@@ -150,6 +150,7 @@ def trace(which: Which, as_json: AsJson = False) -> None:
                     {"attempt": attempt, "at": at} | plain(picture) for attempt, at, picture in story.artifacts
                 ],
                 "dead_letters": story.letters,
+                "lost_races": story.lost_races,
             }
         )
         return

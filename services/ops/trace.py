@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from shared.database.history import Action, Attempt, Move, Story
+from shared.database.history import Action, Attempt, LostRace, Move, Story
 from shared.domain.task import Status
 from shared.terminal import duration, printable
 
@@ -46,6 +46,8 @@ def _events(story: Story) -> Iterator[Event]:
 
     for move in story.moves:
         yield event(move.at, "move", _move_text(move), move.attempt, move.actor)
+    for race in story.lost_races:
+        yield event(race.at, "lost race", _race_text(race), race.attempt, race.actor)
     for attempt in story.attempts:
         yield from (event(at, "attempt", text, attempt.attempt) for at, text in _attempt_texts(attempt))
     for number, at, picture in story.artifacts:
@@ -98,6 +100,15 @@ def _move_text(move: Move) -> str:
     way = f"{move.from_status} → {move.to_status}" if move.from_status else f"→ {move.to_status}"
     place = f" on {move.backend}" if move.backend else ""
     return f"{way}{place}{f' ({move.reason})' if move.reason else ''}"
+
+
+def _race_text(race: LostRace) -> str:
+    why = f" ({race.reason})" if race.reason else ""
+    again = f" at attempt {race.found_attempt}" if race.found_attempt != race.attempt else ""
+    return (
+        f"wanted {race.expected_status} → {race.wanted_status}{why} from version {race.expected_version}, found"
+        f" {race.found_status}{again} in version {race.found_version}: changed nothing"
+    )
 
 
 def _action_text(action: Action) -> str:

@@ -29,6 +29,22 @@ class Move:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LostRace:
+    """One line of lost_races: a move that came too late, since somebody else had moved the row."""
+
+    at: datetime
+    actor: str
+    attempt: int
+    expected_status: str
+    expected_version: int
+    wanted_status: str
+    reason: str | None
+    found_status: str
+    found_version: int
+    found_attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """One try, as `attempts` has it."""
 
@@ -75,10 +91,14 @@ class Action:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Story:
-    """Everything that is known of one order. duplicate_keys -- other keys that were kept with its task."""
+    """Everything that is known of one order. duplicate_keys -- other keys that were kept with its task.
+
+    lost_races -- the last ones, see races.py
+    """
 
     task: Task
     moves: Sequence[Move]
+    lost_races: Sequence[LostRace]
     attempts: Sequence[Attempt]
     artifacts: Sequence[tuple[int, datetime, Artifact]]
     letters: Sequence[Letter]
@@ -115,6 +135,12 @@ _OF_ORDER: Final = sa.text(f"select {TASK} from tasks t where t.order_id = :orde
 _MOVES: Final = sa.text("""
 select version, at, from_status, to_status, actor, attempt, backend, reason
 from task_moves where task_id = :id order by version
+""")
+
+_LOST_RACES: Final = sa.text("""
+select at, actor, attempt, expected_status, expected_version, wanted_status, reason, found_status, found_version,
+    found_attempt
+from lost_races where task_id = :id order by id
 """)
 
 _ATTEMPTS: Final = sa.text("""
@@ -194,6 +220,7 @@ class History:
             return Story(
                 task=task,
                 moves=[Move(**row._mapping) for row in connection.execute(_MOVES, own)],
+                lost_races=[LostRace(**row._mapping) for row in connection.execute(_LOST_RACES, own)],
                 attempts=[Attempt(**row._mapping) for row in connection.execute(_ATTEMPTS, own)],
                 artifacts=[_picture(row) for row in connection.execute(_PICTURES, own)],
                 letters=[Letter(**row._mapping) for row in connection.execute(_LETTERS, own)],

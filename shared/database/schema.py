@@ -192,6 +192,24 @@ sa.Index(
     postgresql_where=sa.text("to_status in ('completed', 'failed', 'cancelled')"),
 )
 
+lost_races: Final = sa.Table(
+    "lost_races",
+    metadata,
+    _column("id", sa.BigInteger, sa.Identity(always=True), key=True),
+    _column("task_id", sa.Uuid, sa.ForeignKey("tasks.id", ondelete="CASCADE")),
+    _column("at", _MOMENT),
+    _column("actor", sa.Text),
+    _column("attempt", sa.Integer),
+    _column("expected_status", sa.Text),
+    _column("expected_version", sa.Integer),
+    _column("wanted_status", sa.Text),
+    _maybe("reason", sa.Text),
+    _column("found_status", sa.Text),
+    _column("found_version", sa.Integer),
+    _column("found_attempt", sa.Integer),
+)
+sa.Index("lost_races_task", lost_races.c.task_id, lost_races.c.id)
+
 attempts: Final = sa.Table(
     "attempts",
     metadata,

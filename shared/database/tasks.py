@@ -11,6 +11,7 @@ from shared.database.claims import Claim, Claimed, Purged, claim
 from shared.database.engine import in_transaction
 from shared.database.measured import Counter, count_forbidden, count_moves, timed
 from shared.database.moves import LOCK_IN_ORDER, Change, move_in
+from shared.database.races import note_lost
 from shared.database.rooms import TAKES_WORK
 from shared.database.rows import TASK, task_of
 from shared.domain.messages import Artifact
@@ -231,6 +232,7 @@ class Tasks:
     def _move(self, changes: Sequence[Change], also: _Also | None = None) -> dict[uuid.UUID, Task]:
         def work(connection: sa.Connection) -> dict[uuid.UUID, Task]:
             made = move_in(connection, changes, self._actor)
+            note_lost(connection, changes, made, self._actor)
             if also is not None:
                 also(connection, made)
             return made
