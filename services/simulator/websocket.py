@@ -52,20 +52,28 @@ class Sockets:
         return None
 
     def send(self, event: str, data: dict[str, Any], client_id: str | None) -> None:
-        """To one client, or to all when `client_id` is None."""
-        for opened in self._addressed(client_id):
-            opened.send_event(event, data)
+        """To one client, or to all when `client_id` is None. Goes out at `flush`."""
+        addressed = self._addressed(client_id)
+        if addressed:
+            frame = _frame(_TEXT, _event(event, data))
+            for opened in addressed:
+                opened.keep(frame)
 
     def send_preview(self, jpeg: bytes, metadata: dict[str, Any] | None, client_id: str | None) -> None:
         """A preview picture: with metadata to clients that announced to understand it, without to the others."""
         if metadata is None:
-            frame = struct.pack(">II", PREVIEW_PLAIN, 1) + jpeg
+            payload = struct.pack(">II", PREVIEW_PLAIN, 1) + jpeg
         else:
             header = json.dumps({**metadata, "image_type": "image/jpeg"}).encode()
-            frame = struct.pack(">II", PREVIEW_WITH_METADATA, len(header)) + header + jpeg
+            payload = struct.pack(">II", PREVIEW_WITH_METADATA, len(header)) + header + jpeg
         for opened in self._addressed(client_id):
             if opened.supports_preview_metadata is (metadata is not None):
-                opened.send_binary(frame)
+                opened.keep(_frame(_BINARY, payload))
+
+    def flush(self) -> None:
+        """Send what is kept, to each in one piece: a packet for every frame costs more than making the frames."""
+        for opened in self._by_id.values():
+            opened.flush()
 
     def _addressed(self, client_id: str | None) -> list[Socket]:
         if client_id is None:
@@ -84,14 +92,21 @@ class Socket:
         self._features = features
         self._buffer = bytearray()
         self._message = bytearray()
+        self._kept: list[bytes] = []
         self._is_first = True
         self.supports_preview_metadata = False
 
     def send_event(self, event: str, data: dict[str, Any]) -> None:
-        self._send(_TEXT, json.dumps({"type": event, "data": data}).encode())
+        """At once, which is before what is said to several."""
+        self._send(_TEXT, _event(event, data))
 
-    def send_binary(self, data: bytes) -> None:
-        self._send(_BINARY, data)
+    def keep(self, frame: bytes) -> None:
+        self._kept.append(frame)
+
+    def flush(self) -> None:
+        if self._kept:
+            kept, self._kept = self._kept, []
+            self._connection.write(b"".join(kept))
 
     def feed(self, data: bytes) -> None:
         """Take bytes of the client; acts on each complete message."""
@@ -147,11 +162,19 @@ class Socket:
         return is_last, code, payload
 
     def _send(self, code: int, payload: bytes) -> None:
-        size = len(payload)
-        if size < 126:
-            head = struct.pack(">BB", 0x80 | code, size)
-        elif size < 65536:
-            head = struct.pack(">BBH", 0x80 | code, 126, size)
-        else:
-            head = struct.pack(">BBQ", 0x80 | code, 127, size)
-        self._connection.write(head + payload)
+        self._connection.write(_frame(code, payload))
+
+
+def _event(event: str, data: dict[str, Any]) -> bytes:
+    return json.dumps({"type": event, "data": data}).encode()
+
+
+def _frame(code: int, payload: bytes) -> bytes:
+    size = len(payload)
+    if size < 126:
+        head = struct.pack(">BB", 0x80 | code, size)
+    elif size < 65536:
+        head = struct.pack(">BBH", 0x80 | code, 126, size)
+    else:
+        head = struct.pack(">BBQ", 0x80 | code, 127, size)
+    return head + payload
