@@ -12,13 +12,13 @@ from datetime import datetime
 from email.message import Message
 from email.parser import BytesParser
 from email.policy import HTTP
-from email.utils import formatdate, parsedate_to_datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Final
 
 from PIL import Image
 
-from .wire import Request, Response
+from .wire import Request, Response, http_date
 
 _KINDS: Final = ("input", "output", "temp")
 _ANNOTATION: Final = re.compile(r" \[(input|output|temp)\]$")
@@ -47,11 +47,12 @@ class Folders:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory.resolve()
+        self._of = {kind: self.directory / kind for kind in _KINDS}
         for kind in _KINDS:
             self.of(kind).mkdir(parents=True, exist_ok=True)
 
     def of(self, kind: str) -> Path:
-        return self.directory / kind
+        return self._of[kind]
 
     def wipe_temp(self) -> None:
         """As at every start of the real server."""
@@ -81,19 +82,31 @@ class Folders:
         """
         prefix = os.path.normpath(_expand(prefix, size))
         subfolder, stem = os.path.dirname(prefix), os.path.basename(prefix)
-        folder = Path(os.path.normpath(self.of(kind) / subfolder))
+        folder = Path(os.path.normpath(os.path.join(self.of(kind), subfolder)))
         if not _is_inside(self.of(kind), folder):
             raise OutsideFolder(
                 "**** ERROR: Saving image outside the output folder is not allowed.\n"
                 f" full_output_folder: {folder}\n         output_dir: {self.of(kind)}\n"
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        if _is_made(folder):
+            return folder, stem, subfolder, 1
         highest = max((_counter_of(name, stem) for name in os.listdir(folder)), default=0)
         return folder, stem, subfolder, highest + 1
 
 
+def _is_made(folder: Path) -> bool:
+    """The folder exists, and False when it did before."""
+    try:
+        os.mkdir(folder)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        os.makedirs(folder, exist_ok=True)
+    return True
+
+
 def _is_inside(folder: Path, path: Path) -> bool:
-    return path == folder or folder in path.parents
+    return path == folder or os.fspath(path).startswith(f"{folder}{os.sep}")
 
 
 def _counter_of(name: str, stem: str) -> int:
@@ -105,6 +118,8 @@ def _counter_of(name: str, stem: str) -> int:
 
 
 def _expand(prefix: str, size: tuple[int, int]) -> str:
+    if "%" not in prefix:
+        return prefix
     now = datetime.now().astimezone()
     prefix = prefix.replace("%width%", str(size[0])).replace("%height%", str(size[1]))
     for name in ("year", "month", "day", "hour", "minute", "second"):
@@ -235,8 +250,9 @@ def _channel(path: Path, channel: str) -> Response:
 
 
 def _file(request: Request, path: Path, is_modern: bool) -> Response:
-    data = path.read_bytes()
-    stat = path.stat()
+    with path.open("rb", buffering=0) as file:
+        stat = os.fstat(file.fileno())
+        data = file.readall()
     content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     disposition = f'filename="{path.name}"'
     if is_modern and content_type in _ACTIVE_TYPES:
@@ -245,7 +261,7 @@ def _file(request: Request, path: Path, is_modern: bool) -> Response:
     headers = {
         "Content-Disposition": disposition,
         "Etag": etag,
-        "Last-Modified": formatdate(stat.st_mtime, usegmt=True),
+        "Last-Modified": http_date(int(stat.st_mtime)),
         "Accept-Ranges": "bytes",
     }
     if is_modern:

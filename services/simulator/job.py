@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -69,6 +68,7 @@ class Job:
 
     workshop: Workshop
     row: Row
+    graph_text: str  # the graph of the row as JSON
     client_id: str | None
     failure: dict[str, Any] | None
     is_corrupt: bool
@@ -83,7 +83,7 @@ class Job:
     def __post_init__(self) -> None:
         memory = self.workshop.memory
         self.run_facts = Run(
-            self._graph,
+            self.graph_text,
             self.row[3],
             self.workshop.folders,
             self.is_corrupt,
@@ -153,7 +153,7 @@ class Job:
         if node["class_type"] == "LoadImage" and isinstance(node["inputs"].get("image"), str):
             path = self.workshop.folders.locate(node["inputs"]["image"])
             content = hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
-        text = json.dumps([node["class_type"], inputs, content])
+        text = repr((node["class_type"], inputs, content))
         self._signatures[node_id] = hashlib.sha256(text.encode()).hexdigest()
         return self._signatures[node_id]
 

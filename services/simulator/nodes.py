@@ -41,7 +41,7 @@ class NotInstalled(RuntimeError):
 class Run:
     """What nodes may use of the prompt they run in."""
 
-    graph: dict[str, Any]
+    graph_text: str  # as JSON
     extra_data: Mapping[str, Any]
     folders: Folders
     is_corrupt: bool  # the fault corrupt_output struck this prompt
@@ -187,7 +187,8 @@ def _save(images: Images, prefix: str, kind: str, compression: int, run: Run) ->
         picture.save(target, "PNG", pnginfo=about, compress_level=compression)
         data = target.getvalue()
         is_cut = run.is_corrupt and kind == "output"
-        (folder / name).write_bytes(data[: len(data) // 2] if is_cut else data)
+        with (folder / name).open("wb", buffering=0) as file:
+            file.write(data[: len(data) // 2] if is_cut else data)
         entries.append({"filename": name, "subfolder": subfolder, "type": kind})
         run.saved += kind == "output"
     return Result((images,), {"images": entries})
@@ -195,7 +196,7 @@ def _save(images: Images, prefix: str, kind: str, compression: int, run: Run) ->
 
 def _text_chunks(run: Run) -> PngInfo:
     chunks = PngInfo()
-    chunks.add_text("prompt", json.dumps(run.graph))
+    chunks.add_text("prompt", run.graph_text)
     for name, value in (run.extra_data.get("extra_pnginfo") or {}).items():
         chunks.add_text(name, json.dumps(value))
     return chunks

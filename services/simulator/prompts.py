@@ -7,7 +7,6 @@ server answers 500 and runs the prompt all the same.
 
 from __future__ import annotations
 
-import copy
 import heapq
 import json
 import threading
@@ -166,4 +165,4 @@ class Memory:
 
 
 def history_entry(row: Row, outputs: dict[str, Any], status: dict[str, Any], meta: dict[str, Any]) -> Entry:
-    return Entry(prompt=list(row), outputs=copy.deepcopy(outputs), status=status, meta=meta)
+    return Entry(prompt=list(row), outputs=outputs, status=status, meta=meta)

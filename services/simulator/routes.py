@@ -241,7 +241,8 @@ def _get_history(site: Site, request: Request, _argument: str) -> Response:
 
 def _get_history_of(site: Site, _request: Request, prompt_id: str) -> Response:
     entry = site.memory.entry(prompt_id)
-    return Response.json({} if entry is None else {prompt_id: entry})
+    text = "{}" if entry is None else f"{{{json.dumps(prompt_id)}: {entry.text}}}"
+    return Response(200, text.encode(), JSON_TYPE)
 
 
 def _post_history(site: Site, request: Request, _argument: str) -> Response:

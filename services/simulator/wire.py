@@ -10,15 +10,17 @@ import contextlib
 import json
 import socket
 import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from functools import cached_property
+from functools import cached_property, lru_cache
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 from urllib.parse import parse_qsl, unquote
 
 _MAX_HEAD: Final = 64 * 1024
+_READ_BYTES: Final = 256 * 1024
 _SERVER: Final = "Python/3.11 aiohttp/3.13"
 JSON_TYPE: Final = "application/json; charset=utf-8"
 TEXT_TYPE: Final = "text/plain; charset=utf-8"
@@ -90,8 +92,12 @@ class Application(Protocol):
         """Must call `connection.respond`, `reset` or `upgrade`, now or later."""
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.BufferedProtocol):
     """One client connection, kept alive between requests; requests on it are answered one after another."""
+
+    #: For all connections: what arrives is taken out of it before another one reads. A new buffer for every read
+    #: would cost more than most of the requests.
+    _arriving: ClassVar = memoryview(bytearray(_READ_BYTES))
 
     def __init__(self, application: Application) -> None:
         self._application = application
@@ -120,11 +126,14 @@ class Connection(asyncio.Protocol):
         if self._on_close is not None:
             self._on_close()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        return self._arriving
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._on_data is not None:
-            self._on_data(data)
+            self._on_data(bytes(self._arriving[:nbytes]))
             return
-        self._buffer += data
+        self._buffer += self._arriving[:nbytes]
         self._advance()
 
     def respond(self, response: Response, cut_at: float = 1.0) -> None:
@@ -136,7 +145,7 @@ class Connection(asyncio.Protocol):
         head = [
             f"HTTP/1.1 {response.status} {_phrase(response.status)}",
             f"Content-Length: {response.headers.pop('Content-Length', len(response.body))}",
-            f"Date: {formatdate(usegmt=True)}",
+            f"Date: {http_date(int(time.time()))}",
             f"Server: {_SERVER}",
         ]
         if response.content_type is not None:
@@ -270,6 +279,13 @@ class Connection(asyncio.Protocol):
                 return True
 
 
+@lru_cache(maxsize=64)
+def http_date(seconds: int) -> str:
+    """A moment as headers write it, in seconds since 1970."""
+    return formatdate(seconds, usegmt=True)
+
+
+@lru_cache
 def _phrase(status: int) -> str:
     try:
         return HTTPStatus(status).phrase

@@ -51,10 +51,11 @@ class Worker:
         if client_id is not None and not isinstance(client_id, str):
             self._listeners.crash()
             return False
-        text = f"{prompt_id} {json.dumps(graph)} {json.dumps(extra_data)}"
+        graph_text = json.dumps(graph)
+        text = f"{prompt_id} {graph_text} {json.dumps(extra_data)}"
         failure = self._faults.strikes_prompt("fail_execution", text)
         corrupt = self._faults.strikes_prompt("corrupt_output", text) is not None
-        job = Job(self._workshop, row, client_id, failure, corrupt)
+        job = Job(self._workshop, row, graph_text, client_id, failure, corrupt)
         job.message("execution_start", {})
         if self._faults.strikes_prompt("freeze", "") is not None:
             return False
