@@ -59,7 +59,7 @@ def measure_plans(stack: Stack, folder: Path, seconds: float) -> dict[str, Any]:
     upgrade(database_url)
     rows = Rows(database_url)
     engine = connect(database_url, pool_size=1)
-    plans = Plans(engine, 86_400.0)
+    plans = Plans(engine)
     with Processes(stack, folder / "plans") as processes, Upstream(stack) as upstream:
         processes.start_simulators(1, 0, history_lag_seconds=0)
         processes.start_simulators(1, _SLOW_SECONDS, history_lag_seconds=None)

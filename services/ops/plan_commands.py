@@ -36,6 +36,14 @@ _SAID: Final[Mapping[Outcome, str]] = {
 }
 _WATCH_SECONDS: Final = 1.0
 
+Force = Annotated[
+    bool, typer.Option("--force-superseded", help="Also what another task of the same order has completed.")
+]
+ForceAgain = Annotated[
+    bool,
+    typer.Option("--force-superseded", help="Needed for a plan made with it: completed orders are paid for once more."),
+]
+
 PlanId = Annotated[int, typer.Argument(metavar="PLAN", help="As `darkroom dead status` shows them.")]
 Rate = Annotated[float | None, typer.Option("--rate", metavar="N", help="Letters per second, at most; default 2.")]
 Ramp = Annotated[
@@ -65,9 +73,7 @@ def plan(
     stop_at: StopAt = None,
     redirect_to: RedirectTo = None,
     redirect_to_backend: RedirectToBackend = None,
-    force: Annotated[
-        bool, typer.Option("--force-superseded", help="Also what another task of the same order has completed.")
-    ] = False,
+    force: Force = False,
     note: Annotated[str | None, typer.Option("--why", metavar="TEXT", help="Kept with the plan.")] = None,
     by_whom: ByWhom,
     as_json: AsJson = False,
@@ -80,7 +86,7 @@ def plan(
     check = offered_check(with_settings) if is_redirected else None
     with opened(with_settings) as engine:
         wanted = ids or chosen.frozen(Letters(engine), LetterState.OPEN)
-        plans = Plans(engine, with_settings.default_deadline_seconds)
+        plans = Plans(engine)
         limit = None if ids else chosen.limit
         made = plans.make(
             wanted,
@@ -97,7 +103,7 @@ def plan(
         raise fail(made.why, 1)
     new, preview = made
     if as_json:
-        print_json(_fields(new) | {"preview": _preview_fields(preview)})
+        print_json(_fields(new))
         return
     typer.echo(_previewed(preview))
     typer.echo(f"plan {new.id}: {_paced(new.pace)}{_redirected(new)}")
@@ -111,17 +117,17 @@ def apply(
     rate: Rate = None,
     ramp: Ramp = None,
     stop_at: StopAt = None,
+    force: ForceAgain = False,
     as_json: AsJson = False,
 ) -> None:
     """Have the ops service send a plan's letters round, at its pace."""
-    with_settings = settings()
-    with opened(with_settings) as engine:
-        plans = Plans(engine, with_settings.default_deadline_seconds)
+    with opened(settings()) as engine:
+        plans = Plans(engine)
         found = plans.get(plan_id)
         if found is None:
             raise fail(f"there is no plan {plan_id}", 1)
         pace = _pace(found.pace, rate, ramp, stop_at)
-        _end(plans.apply(plan_id, by_whom, pace), as_json=as_json)
+        _end(plans.apply(plan_id, by_whom, pace, may_force=force), as_json=as_json)
     tell(f"the ops service sends its letters: `darkroom dead status {plan_id} --watch`")
 
 
@@ -130,9 +136,9 @@ def pause(plan_id: PlanId, by_whom: ByWhom, as_json: AsJson = False) -> None:
     _end(_with_plans(lambda plans: plans.pause(plan_id, by_whom)), as_json=as_json)
 
 
-def resume(plan_id: PlanId, by_whom: ByWhom, as_json: AsJson = False) -> None:
+def resume(plan_id: PlanId, by_whom: ByWhom, force: ForceAgain = False, as_json: AsJson = False) -> None:
     """Go on with a plan that was paused, or that stopped itself."""
-    _end(_with_plans(lambda plans: plans.resume(plan_id, by_whom)), as_json=as_json)
+    _end(_with_plans(lambda plans: plans.resume(plan_id, by_whom, may_force=force)), as_json=as_json)
 
 
 def abort(plan_id: PlanId, by_whom: ByWhom, as_json: AsJson = False) -> None:
@@ -151,24 +157,24 @@ def status(
         found = _with_plans(lambda plans: plans.newest(limit))
         _list(found, as_json=as_json)
         return
-    with_settings = settings()
-    with opened(with_settings) as engine:
-        plans = Plans(engine, with_settings.default_deadline_seconds)
+    with opened(settings()) as engine:
+        plans = Plans(engine)
         one = _got(plans, plan_id)
         while watch and one.state is PlanState.RUNNING:
             _line(one, as_json=as_json)
             time.sleep(_WATCH_SECONDS)
             one = _got(plans, plan_id)
-        preview = plans.preview(plan_id) if one.state is PlanState.PLANNED else None
+        if one.state is PlanState.PLANNED and isinstance(looked := plans.look(plan_id), Plan):
+            one = looked
         items = plans.items(plan_id, limit=limit)
     if as_json:
-        print_json(_fields(one) | ({"preview": _preview_fields(preview)} if preview is not None else {}))
+        print_json(_fields(one))
         for item in items:
             print_json(item)
     else:
         _line(one, as_json=False)
-        if preview is not None:
-            typer.echo(_previewed(preview))
+        if one.state is PlanState.PLANNED and one.preview is not None:
+            typer.echo(_previewed(one.preview))
         _items(items, limit)
     raise typer.Exit(1 if one.state is PlanState.STOPPED else 0)
 
@@ -178,7 +184,7 @@ def status(
 
 def _with_plans(do: Callable[[Plans], T]) -> T:
     with opened(settings()) as engine:
-        return do(Plans(engine, 0.0))
+        return do(Plans(engine))
 
 
 def _got(plans: Plans, plan_id: int) -> Plan:
@@ -313,10 +319,7 @@ def _paced(pace: Pace) -> str:
 
 
 def _fields(one: Plan) -> dict[str, Any]:
-    fields: dict[str, Any] = plain(one)
-    return fields | {"letters": one.progress.letters}
-
-
-def _preview_fields(preview: Preview) -> dict[str, Any]:
-    fields: dict[str, Any] = plain(preview)
-    return fields | {"going": preview.going}
+    fields: dict[str, Any] = plain(one) | {"letters": one.progress.letters}
+    if one.preview is not None:
+        fields["preview"] |= {"going": one.preview.going}
+    return fields

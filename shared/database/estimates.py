@@ -1,6 +1,6 @@
 """What it takes to make orders again, guessed from what the last ones of their pool and workflow took."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -26,12 +26,11 @@ class Estimate:
 
 
 #: Of each backend the last 200 attempts are looked at, along attempts_started. An order in hand at several backends
-#: takes as long as at one. workflow is what the order says to the pool it goes to, or else the order's own.
+#: takes as long as at one.
 _MADE: Final = sa.text("""
 with going as (
-    select coalesce(cast(:pool as text), t.pool) as pool, t.body ->> 'workflow' as workflow, count(*) as orders
-    from dead_letters d join tasks t on t.id = d.task_id
-    where d.id = any(cast(:ids as bigint[])) group by 1, 2
+    select * from unnest(cast(:pools as text[]), cast(:workflows as text[]), cast(:orders as bigint[]))
+        as g(pool, workflow, orders)
 ), made as (
     select b.pool, t.body ->> 'workflow' as workflow, a.posts, a.outcome,
         extract(epoch from a.ended_at - a.started_at) as seconds, coalesce(a.cost_actual, a.cost_estimated) as cost,
@@ -56,15 +55,17 @@ group by g.pool, g.workflow, g.orders, s.free
 """)
 
 
-def estimate_in(c: sa.Connection, letters: Sequence[int], pool: str | None, backend: str | None = None) -> Estimate:
-    """What the orders of these letters take, in the caller's transaction; letters without a row count for nothing.
+def estimate_in(c: sa.Connection, orders: Mapping[tuple[str, str | None], int], backend: str | None = None) -> Estimate:
+    """What it takes to make so many orders, in the caller's transaction.
 
-    pool    -- where they are made instead of their own pool
-    backend -- the only one there that makes them; None: any
+    orders  -- (pool, workflow) -> how many
+    backend -- the only one that makes them; None: any of their pool
     """
-    if not letters:
+    if not orders:
         return Estimate()
-    rows = c.execute(_MADE, {"ids": list(letters), "pool": pool, "backend": backend}).all()
+    pools, workflows = map(list, zip(*orders, strict=True))
+    values = {"pools": pools, "workflows": workflows, "orders": list(orders.values()), "backend": backend}
+    rows = c.execute(_MADE, values).all()
     costs: dict[str, float] = {}
     for row in rows:
         if row.cost is not None:

@@ -81,6 +81,14 @@ with sent as (
 update plan_items i set state = 'ended', result = known.result, why = known.why, ended_at = now() from known
 where i.plan_id = known.plan_id and i.place = known.place
 """)
+#: Plans that are over and of which nothing is under way any more: nothing changes what they came to.
+_COUNT: Final = sa.text("""
+update plans p set counted = (
+    select coalesce(jsonb_object_agg(coalesce(i.result, i.state), i.letters), '{}')
+    from (select state, result, count(*) as letters from plan_items where plan_id = p.id group by state, result) i)
+where p.state in ('done', 'aborted') and p.counted is null
+    and not exists (select from plan_items i where i.plan_id = p.id and i.state = 'sent')
+""")
 _NEXT: Final = sa.text("""
 select dead_letter_id as id from plan_items where plan_id = :id and state = 'waiting' and dead_letter_id > :after
 order by place limit :limit
@@ -117,9 +125,10 @@ class PlanSteps:
     def settle(self) -> None:
         """End the items of letters without a row of which it is known by now what their messages became, in any plan.
 
-        Raises DatabaseAway.
+        What plans came to that are over is counted once and kept. Raises DatabaseAway.
         """
         in_transaction(self._engine, lambda c: c.execute(_SETTLE, {"seconds": _UNSEEN_SECONDS}))
+        in_transaction(self._engine, lambda c: c.execute(_COUNT))
 
     def step(self, plan_id: int, paid: Mapping[uuid.UUID, int] | None = None) -> Step | None:
         """Take one step; None: it does not run, or another process is taking one.

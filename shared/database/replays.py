@@ -57,13 +57,9 @@ class Replays:
         self._engine = engine
         self._deadline = default_deadline_seconds
 
-    def preview(
-        self, ids: Sequence[int], *, despite: Collection[Outcome] = (), pool: str | None = None
-    ) -> list[Prediction]:
+    def preview(self, ids: Sequence[int]) -> list[Prediction]:
         """What a replay of each letter would do now, oldest letter first; unknown ids are missing. Writes nothing."""
-        return in_transaction(
-            self._engine, lambda c: predictions_in(c, ids, self._deadline, despite=despite, pool=pool)
-        )
+        return in_transaction(self._engine, lambda c: predictions_in(c, ids, self._deadline))
 
     def replay(
         self,

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from shared.database.actions import note_each
 from shared.database.moves import Change, move_in
-from shared.database.predictions import Outcome, Prediction, Way, predictions_in
+from shared.database.predictions import Outcome, Prediction, Terms, Way, predictions_in
 from shared.database.rows import TASK, task_of
 from shared.domain.task import Status, Task
 
@@ -113,15 +113,8 @@ def replay_in(c: sa.Connection, letters: Sequence[int], by_whom: str, rules: Rul
 
 def predicted_by(c: sa.Connection, letters: Sequence[int], rules: Rules) -> list[Prediction]:
     """What becomes of these letters by these rules."""
-    return predictions_in(
-        c,
-        letters,
-        rules.default_deadline,
-        despite=rules.despite,
-        pool=rules.pool,
-        backend=rules.backend,
-        known_at=rules.known_at,
-    )
+    terms = Terms(despite=rules.despite, known_at=rules.known_at, pool=rules.pool, backend=rules.backend)
+    return predictions_in(c, letters, rules.default_deadline, terms)
 
 
 def locked(c: sa.Connection, letters: Sequence[int]) -> dict[uuid.UUID, Task]:

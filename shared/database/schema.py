@@ -366,8 +366,13 @@ plans: Final = sa.Table(
     _maybe("judged_from", _MOMENT),
     _maybe("backend", sa.Text, sa.ForeignKey("backends.name")),
     sa.CheckConstraint("backend is null or pool is not null"),
+    _maybe("preview", JSONB),
+    _maybe("previewed_at", _MOMENT),
+    _maybe("counted", JSONB),
+    sa.CheckConstraint("(preview is null) = (previewed_at is null)"),
 )
 sa.Index("plans_running", plans.c.id, postgresql_where=sa.text("state = 'running'"))
+sa.Index("plans_uncounted", plans.c.id, postgresql_where=sa.text("state in ('done', 'aborted') and counted is null"))
 
 plan_items: Final = sa.Table(
     "plan_items",
@@ -394,7 +399,14 @@ plan_items: Final = sa.Table(
 sa.Index("plan_items_letter", plan_items.c.dead_letter_id)
 sa.Index("plan_items_replay", plan_items.c.replay_id, unique=True, postgresql_where=sa.text("replay_id is not null"))
 sa.Index("plan_items_waiting", plan_items.c.plan_id, plan_items.c.place, postgresql_where=sa.text("state = 'waiting'"))
-sa.Index("plan_items_sent", plan_items.c.plan_id, postgresql_where=sa.text("state = 'sent'"))
+sa.Index("plan_items_sent", plan_items.c.plan_id, plan_items.c.place, postgresql_where=sa.text("state = 'sent'"))
+sa.Index(
+    "plan_items_result",
+    plan_items.c.plan_id,
+    plan_items.c.result,
+    plan_items.c.place,
+    postgresql_where=sa.text("result is not null"),
+)
 sa.Index("plan_items_ended", plan_items.c.plan_id, plan_items.c.ended_at, postgresql_where=sa.text("state = 'ended'"))
 
 task_revisions: Final = sa.Table(

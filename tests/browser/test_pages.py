@@ -38,7 +38,7 @@ def lab(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lett
         lab.dead(detail=f"node {number} broke", order_id=f"order-{number}")
     lab.completed(order_id="order-well")
     lab.unreadable()
-    assert not isinstance(Plans(lab.engine, 3600.0).make(lab.ids(), "test"), Refused)
+    assert not isinstance(Plans(lab.engine).make(lab.ids(), "test"), Refused)
     yield lab
     lab.close()
 

@@ -333,7 +333,7 @@ class Progress:
         for worker in self._system.living(self._drill.victim.service):
             worker.kill()
         self._arm()
-        plans = Plans(self._system.engine, _DEADLINE_SECONDS)
+        plans = Plans(self._system.engine)
         made = plans.make(letters, "drill", pace=Pace(rate=1000, ramp=(), stop_at=None))
         assert not isinstance(made, Refused), made
         plans.apply(made[0].id, "drill")

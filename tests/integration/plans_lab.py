@@ -7,6 +7,7 @@ from services.ops.plans import PlanRunner
 from services.ops.replay import Replayer
 from shared.database.adopt import Refused
 from shared.database.dead_letters import DeadLetters
+from shared.database.letters import LetterFilter
 from shared.database.plan_steps import PlanSteps
 from shared.database.plans import Pace, Plan, Plans, PlanState
 from shared.database.replays import Replays
@@ -42,7 +43,7 @@ class PlansLab(Lab):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.letters = DeadLetters(self.engine, "ops@test")
-        self.plans = Plans(self.engine, HOUR)
+        self.plans = Plans(self.engine)
         self.outbox = Outbox()
         self.runner = self.another_runner("ops@test")
 
@@ -61,14 +62,14 @@ class PlansLab(Lab):
         """Letters about so many failed rows."""
         return self.bury(*[letter_about(self.failed(**fields)) for _ in range(count)])
 
-    def planned(self, ids: Sequence[int], pace: Pace = AT_ONCE, **more: object) -> int:
+    def planned(self, ids: Sequence[int] | LetterFilter, pace: Pace = AT_ONCE, **more: object) -> int:
         made = self.plans.make(ids, "ann", pace=pace, **more)
         assert not isinstance(made, Refused), made
         return made[0].id
 
     def applied(self, ids: Sequence[int], pace: Pace = AT_ONCE, **more: object) -> int:
         plan_id = self.planned(ids, pace, **more)
-        plan = self.plans.apply(plan_id, "ann")
+        plan = self.plans.apply(plan_id, "ann", may_force=True)
         assert isinstance(plan, Plan)
         return plan_id
 

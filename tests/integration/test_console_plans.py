@@ -94,13 +94,51 @@ def test_only_an_editor_pays_for_an_order_again(lab: LettersLab) -> None:
     assert "1 of 1 letters would go round" in editor.get(_plan(editor, id=letter, force="yes")).text
 
 
+def test_what_an_editor_forced_an_operator_does_not_send(lab: LettersLab) -> None:
+    lab.dead(order_id="order-1")
+    lab.completed(order_id="order-1")
+    operator, editor = lab.console.as_(Role.OPERATOR), lab.console.as_(Role.EDITOR)
+    plan = _plan(editor, id=lab.ids()[0], force="yes")
+
+    assert 'class="main" disabled>Apply' in operator.get(plan).text
+    operator.post(f"{plan}/apply", rate="1")
+    assert "an editor sends it" in lab.said(operator, plan)
+    assert lab.sql("select state from plans")[0].state == "planned"
+    editor.post(f"{plan}/apply", rate="1")
+    operator.post(f"{plan}/pause")
+    assert 'id="resume" formaction="/plans/1/resume" disabled' in operator.get(plan).text
+    operator.post(f"{plan}/resume")
+    assert lab.sql("select state from plans")[0].state == "paused"
+    editor.post(f"{plan}/resume")
+    assert lab.sql("select state from plans")[0].state == "running"
+
+
+def test_a_page_shows_what_was_seen_last_and_looks_again_when_asked(lab: LettersLab) -> None:
+    lab.dead()
+    operator = lab.console.as_(Role.OPERATOR)
+    plan = _plan(operator, id=lab.ids()[0])
+    lab.sql("update dead_letters set state = 'discarded', closed_by = 'bob'")
+    lab.sql("update plans set previewed_at = previewed_at - interval '3 hours'")
+
+    seen = operator.get(plan).text
+    operator.post(f"{plan}/preview")
+    again = operator.get(plan).text
+
+    assert "1 of 1 letters would go round" in seen
+    assert re.search(r"Looked at <time [^>]*>3 h ago</time>", seen)
+    assert "0 of 1 letters would go round" in again
+    assert not re.search(r"Looked at <time [^>]*>3 h ago</time>", again)
+    lab.sql("update plans set preview = null, previewed_at = null")
+    assert "Nobody has looked at what it would do" in operator.get(plan).text
+
+
 def test_a_viewer_makes_and_changes_no_plan(lab: LettersLab) -> None:
     lab.dead()
     plan = _plan(lab.console.as_(Role.OPERATOR), which="all")
     viewer = lab.console.as_(Role.VIEWER)
 
     assert viewer.post("/plans", which="all").status_code == 403
-    for what in ("apply", "pause", "resume", "abort"):
+    for what in ("apply", "pause", "resume", "abort", "preview"):
         assert viewer.post(f"{plan}/{what}", rate="1").status_code == 403
     assert "<button" not in viewer.get(plan).text.split("<main")[1]
     assert lab.sql("select state from plans")[0].state == "planned"

@@ -85,6 +85,17 @@ def test_pause_resume_and_abort_say_what_the_plan_is_now_and_refuse_what_cannot_
     assert run("status", "99") == (1, "there is no plan 99\n")
 
 
+def test_a_forced_plan_is_sent_by_whoever_says_so_again(run, lab):
+    lab.dead(1, order_id="order-7")
+    lab.completed(order_id="order-7")
+    assert "by force" in run("plan", "--all", "--stage", "check", "--force-superseded")[1]
+    assert run("apply", "1") == (1, "plan 1 pays once more for orders that are completed: an editor sends it\n")
+    assert run("apply", "1", "--force-superseded", "--by", "eve")[0] == 0
+    assert run("pause", "1")[0] == 0
+    assert run("resume", "1")[0] == 1
+    assert run("resume", "1", "--force-superseded")[0] == 0
+
+
 def test_a_plan_that_stopped_itself_ends_the_watch_with_1_and_its_reason(run, lab):
     plan_id = lab.applied(lab.dead(3), Pace(rate=1000))
     lab.turn(plan_id)

@@ -119,4 +119,5 @@ def test_orders_that_the_other_pool_does_not_take_are_refused_before_anything_is
     assert why == Refused(f"pool other does not take 2 of 3 orders: width is odd (letter {bad} and 1 more)")
     assert asked == [("other", "demo", 64), ("other", "demo", 65)]  # what says the same is asked once
     assert lab.sql("select 1 from plans") == []
-    assert lab.planned([good], AT_ONCE, pool="other", check=check) == 1
+    plan_id = lab.planned([good], AT_ONCE, pool="other", check=check)
+    assert [row.id for row in lab.sql("select id from plans")] == [plan_id]

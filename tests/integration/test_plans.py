@@ -1,6 +1,7 @@
 """Plans against a real database: what is chosen stays chosen, goes round once, at its pace, and stops when it must."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -117,12 +118,77 @@ def test_the_preview_counts_each_letter_under_the_one_thing_that_becomes_of_it(l
     assert (preview.letters, preview.going, preview.estimate.calls) == (9, 2, 2)
 
 
+def test_a_whole_set_is_judged_as_its_letters_are_one_by_one(lab):
+    first, _ = lab.dead(2, order_id="order-7")
+    lab.sql(
+        "insert into dead_letters (identity, task_id, attempt, stage, reason, detail, fingerprint)"
+        " select 'again', task_id, attempt, 'submit', reason, detail, fingerprint from dead_letters where id = :id",
+        id=first,
+    )
+    *_, decided = lab.dead(2, order_id="order-8") + lab.dead(2)
+    lab.completed(order_id="order-8")
+    lab.dead(1, reason=Reason.OUTCOME_UNKNOWN)
+    lab.bury(a_loose_order(), a_delivery(queue="submit.dead"))
+    lab.sql("update dead_letters set state = 'discarded', closed_by = 'bob' where id = :id", id=decided)
+    ids = lab.letters.ids(LetterFilter(state=None))
+
+    plan, preview = lab.plans.make(ids, "ann")
+
+    alone = Replays(lab.engine, 60.0).preview(ids)
+    assert preview.outcomes == Counter(one.outcome for one in alone)
+    assert [one.outcome for one in alone[:3]] == [Outcome.WILL_RUN, Outcome.SUPERSEDED, Outcome.IN_FLIGHT]
+    assert [(i.letter_id, i.predicted) for i in lab.plans.items(plan.id, limit=20)] == [
+        (one.letter_id, one.outcome) for one in alone
+    ]
+    assert lab.plans.look(plan.id).preview.outcomes == preview.outcomes
+
+
+def test_what_a_plan_would_do_is_kept_until_somebody_looks_again(lab):
+    one, _ = lab.dead(2)
+    plan_id = lab.planned(LetterFilter())
+    lab.sql("update dead_letters set state = 'discarded', closed_by = 'bob' where id = :id", id=one)
+    before = lab.plan(plan_id).preview
+    assert before.outcomes == {Outcome.WILL_RUN: 2}
+
+    looked = lab.plans.look(plan_id).preview
+
+    assert looked == lab.plan(plan_id).preview
+    assert looked.at > before.at
+    assert looked.outcomes == {Outcome.WILL_RUN: 1, Outcome.NOT_OPEN: 1}
+    lab.plans.apply(plan_id, "ann")
+    assert lab.plans.look(plan_id) == Refused(f"plan {plan_id} is running")
+    assert lab.plans.look(99) == Refused("there is no plan 99")
+    assert lab.until_over(plan_id).progress == Progress(completed=1, refused=1)
+
+
+def test_letters_are_counted_once_when_nothing_changes_any_more(lab):
+    done = lab.applied(lab.dead(2))
+    lab.until_over(done, Status.FAILED)
+    aborted = lab.applied(lab.dead(2), Pace(rate=1))
+    lab.runner.turn()
+    lab.plans.abort(aborted, "ann")
+    lab.runner.turn()
+
+    def counted() -> dict[int, object]:
+        return {row.id: row.counted for row in lab.sql("select id, counted from plans")}
+
+    assert counted() == {done: {"failed": 2}, aborted: None}
+    assert lab.plan(aborted).progress == Progress(waiting=1, sent=1)
+    lab.work()
+    lab.runner.turn()
+    assert counted() == {done: {"failed": 2}, aborted: {"waiting": 1, "completed": 1}}
+    assert (lab.plan(done).progress, lab.plan(aborted).progress) == (
+        Progress(failed=2),
+        Progress(waiting=1, completed=1),
+    )
+
+
 def test_a_row_that_was_completed_after_all_is_counted_as_completed(lab):
     (letter,) = lab.dead(1)
     plan_id = lab.planned([letter])
     lab.until_over(lab.applied([letter]))
     lab.sql("update dead_letters set state = 'open'")
-    preview = lab.plans.preview(plan_id)
+    preview = lab.plans.look(plan_id).preview
     assert preview.outcomes == {Outcome.COMPLETED: 1}
     assert preview.estimate.calls == 0
 
@@ -385,8 +451,9 @@ def test_an_order_that_is_completed_under_another_key_runs_only_by_force_and_the
     plan = lab.until_over(lab.applied([letter]))
     assert plan.progress == Progress(refused=1)
     assert str(other.id) in lab.plans.items(plan.id, limit=1)[0].why
-    forced = lab.applied([letter], force=True)
-    assert lab.plans.preview(forced).forced == 1
+    forced = lab.planned([letter], force=True)
+    assert lab.plans.look(forced).preview.forced == 1
+    lab.plans.apply(forced, "eve", may_force=True)
     assert lab.until_over(forced).progress == Progress(completed=1)
     (made,) = lab.sql(
         "select detail from operator_actions where action = 'plan make' and subject = :s", s=f"plan {forced}"
@@ -394,6 +461,18 @@ def test_an_order_that_is_completed_under_another_key_runs_only_by_force_and_the
     assert made.detail["forced"] is True
     (deed,) = lab.sql("select detail from operator_actions where action = 'dead letter replay'")
     assert deed.detail["forced_although_completed"] == str(other.id)
+
+
+def test_what_an_editor_forced_nobody_else_sends(lab):
+    (letter,) = lab.dead(1, order_id="order-7")
+    plan_id = lab.planned([letter], force=True)
+    why = Refused(f"plan {plan_id} pays once more for orders that are completed: an editor sends it")
+    assert lab.plans.apply(plan_id, "ann") == why
+    assert lab.plan(plan_id).state is PlanState.PLANNED
+    lab.plans.apply(plan_id, "eve", may_force=True)
+    assert lab.plans.pause(plan_id, "ann").state is PlanState.PAUSED  # whoever may act may stop it
+    assert lab.plans.resume(plan_id, "ann") == why
+    assert lab.plans.resume(plan_id, "eve", may_force=True).state is PlanState.RUNNING
 
 
 def test_no_force_helps_against_an_active_task_of_the_same_order(lab):
@@ -407,7 +486,7 @@ def test_by_force_too_a_plan_makes_an_order_once_that_died_under_two_keys(lab):
     ids = lab.dead(1, order_id="order-7") + lab.dead(1, order_id="order-7")
     plan, preview = lab.plans.make(ids, "ann", pace=Pace(rate=1000, ramp=(1, 5)), force=True)
     assert preview.outcomes == {Outcome.WILL_RUN: 1, Outcome.SUPERSEDED: 1}
-    lab.plans.apply(plan.id, "ann")
+    lab.plans.apply(plan.id, "ann", may_force=True)
     lab.until_over(plan.id)
     assert lab.replayed() == ids[:1]
 

@@ -25,7 +25,7 @@ _ITEM_STATES: Final = ("waiting", "sent", "ended")
 def routes(pages: Pages, parts: Parts) -> APIRouter:
     """The pages under /plans."""
     router = APIRouter()
-    plans, letters = Plans(parts.engine, parts.default_deadline_seconds), Letters(parts.engine)
+    plans, letters = Plans(parts.engine), Letters(parts.engine)
 
     @router.get("/plans")
     def all_plans(request: Request) -> Response:
@@ -82,7 +82,6 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         shown = {"state": state, "result": result}
         values: dict[str, Any] = {
             "plan": plan,
-            "preview": plans.preview(plan_id) if plan.state is PlanState.PLANNED else None,
             "items": found[:_ITEMS],
             "shown": shown,
             "further": link(here, after=found[_ITEMS - 1].place, **shown) if len(found) > _ITEMS else None,
@@ -93,14 +92,16 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
 
     @router.post("/plans/{plan_id}/{what}")
     def change(plan_id: int, what: str, form: Posted, signed: SignedIn) -> Response:
-        by = signed.session.user
+        by, may_force = signed.session.user, signed.session.role.may(Role.EDITOR)
         match what:
+            case "preview":
+                answer = plans.look(plan_id)
             case "apply":
-                answer = plans.apply(plan_id, by, _pace(form))
+                answer = plans.apply(plan_id, by, _pace(form), may_force=may_force)
             case "pause":
                 answer = plans.pause(plan_id, by)
             case "resume":
-                answer = plans.resume(plan_id, by)
+                answer = plans.resume(plan_id, by, may_force=may_force)
             case "abort":
                 answer = plans.abort(plan_id, by)
             case _:
@@ -115,6 +116,8 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
 def _said(plan: Plan) -> str:
     """What the plan does from now on. Pure."""
     match plan.state:
+        case PlanState.PLANNED:
+            return "This is what would happen now. Nothing was sent yet."
         case PlanState.RUNNING:
             return "The plan runs: the ops service sends its letters."
         case PlanState.PAUSED:
