@@ -10,6 +10,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 #: Bytes of a request's line and headers.
 MAX_HEAD_BYTES: Final = 32 * 1024
+#: h11 lets a head of any length pass that is there as a whole when it looks, and asyncio reads 256 KiB at a time.
+_PIECE_BYTES: Final = 8 * 1024
 #: From the connection, or the answer before, to the end of the head. uvicorn itself waits for ever.
 HEAD_SECONDS: Final = 10.0
 
@@ -40,7 +42,10 @@ class Connection(H11Protocol):
         self._wait_for_head()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        for start in range(0, len(data), _PIECE_BYTES):
+            if self.transport.is_closing():
+                break
+            super().data_received(data[start : start + _PIECE_BYTES])
         if self._is_answering and self._late is not None:
             self._late.cancel()
             self._late = None

@@ -113,6 +113,16 @@ def test_a_head_too_large_is_refused(producer: Producer) -> None:
             assert is_closed(found)
 
 
+def test_a_head_too_large_that_comes_as_a_whole_is_refused_too(producer: Producer) -> None:
+    long_one = (
+        f"GET /v1/orders HTTP/1.1\r\nHost: here\r\nAuthorization: Bearer {READER}\r\nx: {'x' * 2 * MAX_HEAD_BYTES}"
+    )
+    with connection(producer) as found:
+        found.sendall(long_one.encode() + b"\r\n\r\n")
+        assert answer_on(found)[0] == 400
+        assert is_closed(found)
+
+
 def test_a_page_too_large_is_refused(producer: Producer) -> None:
     for limit, status in ((100, 200), (101, 422), (10**30, 422), (0, 422), (-1, 422)):
         headers = {"Authorization": f"Bearer {READER}"}
