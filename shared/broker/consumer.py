@@ -12,6 +12,7 @@ from pika.channel import Channel
 from shared.broker.connection import IOThread, Link
 from shared.broker.deliveries import Active, Hand, Handler, InHand, Subscription
 from shared.broker.handling import Handling
+from shared.broker.listening import Listening
 from shared.broker.publisher import Counter, Publisher
 from shared.broker.settling import Settling
 from shared.broker.topology import Topology
@@ -71,6 +72,7 @@ class Consumer:
             brake=self._brake,
             brake_after=brake_after,
         )
+        self._listening = Listening(io, self._active.values(), self._hand, self._link.fail)
         self._handlers: list[threading.Thread] = []
         self._closer = threading.Thread(target=self._settling.close_debts, name="closer", daemon=True)
 
@@ -91,6 +93,7 @@ class Consumer:
 
     def start(self) -> None:
         self._io.run(self._link.open)
+        self._io.run(self._listening.look)
         for name, active in self._active.items():
             handling = Handling(
                 active, self._hand, self._stopping, settle=self._settling.settle, give_back=self._give_back
@@ -165,6 +168,9 @@ class Consumer:
             return
 
         def opened(channel: Channel) -> None:
+            if active.channel is not None:  # wanted twice at once: this one is of no use
+                channel.close()
+                return
             active.channel = channel
             channel.add_on_close_callback(lambda _, why: self._channel_closed(active, channel, why))
             channel.add_on_cancel_callback(lambda _: self._link.fail(f"{active.subscription.queue} was deleted"))
@@ -230,6 +236,7 @@ class Consumer:
                 in_hand.channel.basic_nack(in_hand.tag)
 
     def _arrived(self, active: Active, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
+        active.arrived += 1
         delivery = Delivery(
             queue=active.subscription.queue,
             body=body,

@@ -52,6 +52,7 @@ class Active:
 
     channel, consumer_tag, cancelling, returning -- of the I/O thread; a consumer that is being cancelled keeps its tag
     returning                                    -- deliveries that go back once the broker sends no more
+    arrived                                      -- deliveries so far; of the I/O thread
     braked                                       -- why nothing more is taken until the next start; None while it is
     one_by_one                                   -- prefetch is 1, as it is from the start of the process until a
                                                     delivery comes that nobody had in hand before
@@ -64,6 +65,7 @@ class Active:
         self.consumer_tag: str | None = None
         self.cancelling = False
         self.returning: list[InHand] = []
+        self.arrived = 0
         self.paused = False
         self.one_by_one = True
         self.bugs_in_a_row = 0
@@ -72,6 +74,10 @@ class Active:
     @property
     def prefetch(self) -> int:
         return 1 if self.one_by_one else self.subscription.prefetch
+
+    @property
+    def is_consuming(self) -> bool:
+        return self.consumer_tag is not None and not self.cancelling
 
     def forget_channel(self) -> None:
         self.channel = None
@@ -95,6 +101,11 @@ class Hand:
         """Acked, given back or void: nobody waits for these any more."""
         with self._lock:
             self._begun.difference_update(batch)
+
+    def holds(self, active: Active) -> bool:
+        """Whether any of these came through this subscription."""
+        with self._lock:
+            return any(in_hand.active is active for in_hand in self._begun)
 
     def __len__(self) -> int:
         return len(self._begun)

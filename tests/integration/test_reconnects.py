@@ -8,8 +8,9 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 
 from deploy.local import Stack
-from shared.broker import connection
+from shared.broker import connection, listening
 from shared.broker.broker import Broker
+from shared.broker.deliveries import Active
 from shared.broker.settling import Settling
 from shared.domain.messages import Delivery
 from shared.domain.outcome import Done, Outcome
@@ -219,3 +220,76 @@ def test_all_queues_deleted_again_and_again_come_back_each_time(lab: BrokerLab) 
         eventually(lambda seen=number: seen in handler.seen and idle(broker), within=10)  # type: ignore[misc]
 
     assert handler.seen == [0, 1, 2]
+
+
+def test_a_consumer_that_the_broker_has_forgotten_is_made_again(
+    lab: BrokerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_LOOK_SECONDS", 0.2)
+    handler = Handler()
+    broker = lab.broker(handler)
+    assert broker.consumer is not None
+    active = broker.consumer._active["orders"]
+    lab.put(1)
+    eventually(lambda: handler.seen == [1] and active.is_consuming and not active.one_by_one, within=10)
+    tag = active.consumer_tag
+    broker._io.run(lambda: active.channel.basic_cancel(tag))  # type: ignore[union-attr]  # behind our own back
+    eventually(lambda: lab.consumers() == 0, within=10)
+
+    lab.put(2)
+
+    eventually(lambda: handler.seen == [1, 2] and idle(broker) and not broker.problems, within=20)
+    assert reconnects(broker) == (0, 1)
+
+
+def test_a_consumer_with_nothing_to_do_or_much_in_hand_is_left_alone(
+    lab: BrokerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_LOOK_SECONDS", 0.02)
+    looks: list[object] = []
+    original = listening.Listening._has_work
+
+    def has_work(self: listening.Listening, active: Active) -> bool:
+        looks.append(active)
+        return original(self, active)
+
+    monkeypatch.setattr(listening.Listening, "_has_work", has_work)
+    handler, release = Handler(), threading.Event()
+
+    def slow(deliveries: Sequence[Delivery]) -> list[Outcome]:
+        release.wait(20)
+        return handler(deliveries)
+
+    broker = lab.broker(slow, prefetch=2, batch=1)
+    eventually(lambda: len(looks) > 30, within=10, what="looked at while idle")
+    lab.put(*range(5))
+    looks.clear()
+    eventually(lambda: len(looks) > 30, within=10, what="looked at while busy")
+    release.set()
+
+    eventually(lambda: sorted(handler.seen) == list(range(5)) and idle(broker), within=10)
+    assert reconnects(broker) == (0, 0)
+
+
+def test_a_queue_taken_up_while_its_channel_is_being_opened_has_one_consumer(lab: BrokerLab) -> None:
+    handler = Handler()
+    broker = lab.broker(handler, ready=False)
+    assert broker.consumer is not None
+    consumer = broker.consumer
+    consumer.pause("orders")
+    eventually(lambda: consumer._link.is_ready and lab.consumers() == 0, within=20)
+    active = consumer._active["orders"]
+
+    def twice() -> None:
+        active.channel, active.paused = None, False
+        consumer._open_channel(active)
+        consumer._open_channel(active)
+
+    broker._io.run(twice)
+    eventually(lambda: not broker.problems, within=10)
+    lab.put(1)
+    eventually(lambda: handler.seen == [1] and active.is_consuming and not active.one_by_one, within=10)
+    consumer.pause("orders")
+
+    eventually(lambda: lab.consumers() == 0, within=10)
+    assert reconnects(broker) == (0, 0)
