@@ -7,6 +7,7 @@ from typing import Final
 
 from shared.broker.connection import IOThread
 from shared.broker.consumer import Consumer, Subscription
+from shared.broker.deliveries import LONG_OUTAGE_SECONDS
 from shared.broker.publisher import Counter, Publisher
 from shared.broker.topology import Topology
 from shared.domain.messages import Message
@@ -32,6 +33,7 @@ class Broker:
         subscriptions: Sequence[Subscription] = (),
         clear: Callable[[Sequence[FollowUp]], None] = lambda _: None,
         brake_after: int = 50,
+        long_outage_seconds: float = LONG_OUTAGE_SECONDS,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._io = IOThread(f"{name}-amqp")
@@ -48,6 +50,7 @@ class Broker:
                 metrics=metrics,
                 clear=clear,
                 brake_after=brake_after,
+                long_outage_seconds=long_outage_seconds,
             )
             if subscriptions
             else None

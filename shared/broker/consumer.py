@@ -10,7 +10,7 @@ from typing import Any
 from pika.channel import Channel
 
 from shared.broker.connection import IOThread, Link
-from shared.broker.deliveries import Active, Hand, Handler, InHand, Subscription
+from shared.broker.deliveries import LONG_OUTAGE_SECONDS, Active, Hand, Handler, InHand, Subscription
 from shared.broker.handling import Handling
 from shared.broker.listening import Listening
 from shared.broker.publisher import Counter, Publisher
@@ -31,6 +31,7 @@ class Consumer:
 
     clear       -- notes that the follow-ups of final rows are confirmed (Tasks.clear_due); may raise Outage
     brake_after -- deliveries of one queue buried for a bug in a row after which that queue is left alone
+    long_outage_seconds -- after so long without what the handlers need, or a way to publish, nothing more is taken
     """
 
     def __init__(
@@ -45,9 +46,14 @@ class Consumer:
         metrics: Counter,
         clear: Callable[[Sequence[FollowUp]], None],
         brake_after: int = 50,
+        long_outage_seconds: float = LONG_OUTAGE_SECONDS,
     ) -> None:
         self._io = io
         self._metrics = metrics
+        self._publisher = publisher
+        self._could_publish_at = time.monotonic()
+        self._is_mute = False
+        self._long_outage = long_outage_seconds
         self._active = {s.queue: Active(s) for s in subscriptions}
         self._link = Link(
             io,
@@ -83,7 +89,9 @@ class Consumer:
         for name, active in self._active.items():
             if active.braked is not None:
                 found.append(f"{name}: {active.braked}")
-            elif self._link.is_ready and not active.paused and active.consumer_tag is None:
+            elif active.outages:
+                found.append(f"{name}: waits for the end of an outage")
+            elif self._link.is_ready and not active.paused and not self._is_mute and active.consumer_tag is None:
                 found.append(f"{name}: not consuming")
         return found
 
@@ -94,9 +102,16 @@ class Consumer:
     def start(self) -> None:
         self._io.run(self._link.open)
         self._io.run(self._listening.look)
+        self._io.run(self._look_at_publisher)
         for name, active in self._active.items():
             handling = Handling(
-                active, self._hand, self._stopping, settle=self._settling.settle, give_back=self._give_back
+                active,
+                self._hand,
+                self._stopping,
+                settle=self._settling.settle,
+                give_back=self._give_back,
+                outlast=self._outlast,
+                long_outage_seconds=self._long_outage,
             )
             for number in range(active.subscription.threads):
                 self._handlers.append(threading.Thread(target=handling.work, name=f"{name}-{number}", daemon=True))
@@ -151,6 +166,15 @@ class Consumer:
         self._hand.finish(batch)
         self._io.run(partial(self._return, active, batch))
 
+    def _outlast(self, active: Active, change: int) -> None:
+        """One thread more, or fewer, waits out a long outage. From any thread."""
+
+        def count() -> None:
+            active.outages += change
+            self._follow_wishes(active)
+
+        self._io.run(count)
+
     # --- the I/O thread -------------------------------------------------------------------------------------------
 
     def _connected(self, connection: Connection) -> None:
@@ -179,7 +203,8 @@ class Consumer:
         self._connection.channel(on_open_callback=opened)
 
     def _is_wanted(self, active: Active) -> bool:
-        return not active.paused and active.braked is None and not self._draining
+        in_the_way = active.paused or active.outages or self._is_mute or self._draining
+        return not in_the_way and active.braked is None
 
     def _consume(self, active: Active) -> None:
         if active.channel is None or not active.channel.is_open or active.consumer_tag is not None:
@@ -203,7 +228,22 @@ class Consumer:
             return
         active.paused = paused
         log.info("queue paused" if paused else "queue resumed", extra={"queue": active.subscription.queue})
-        if paused:
+        self._follow_wishes(active)
+
+    def _look_at_publisher(self) -> None:
+        """During an alarm that lasts, say: nothing that is handled can be finished."""
+        self._io.later(1.0, self._look_at_publisher)
+        now = time.monotonic()
+        if self._publisher.is_ready:
+            self._could_publish_at = now
+        is_mute = now - self._could_publish_at > self._long_outage
+        if is_mute != self._is_mute:
+            self._is_mute = is_mute
+            for active in self._active.values():
+                self._follow_wishes(active)
+
+    def _follow_wishes(self, active: Active) -> None:
+        if not self._is_wanted(active):
             self._cancel(active)
         elif active.channel is not None and active.channel.is_open:
             self._consume(active)

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Final
 
 from pika.channel import Channel
 
@@ -13,6 +14,10 @@ from shared.domain.outcome import Outcome, Verdict
 
 Answer = Outcome | Future[Verdict]
 Handler = Callable[[Sequence[Delivery]], Sequence[Answer]]
+
+#: An outage that lasts so long may outlast the broker's ack timeout (30 min). Then all in hand comes again, and counts:
+#: a night of that would bury it, so nothing more is taken until the outage is over.
+LONG_OUTAGE_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +58,8 @@ class Active:
     channel, consumer_tag, cancelling, returning -- of the I/O thread; a consumer that is being cancelled keeps its tag
     returning                                    -- deliveries that go back once the broker sends no more
     arrived                                      -- deliveries so far; of the I/O thread
+    outages                                      -- threads that have waited out an outage for long, and still do;
+                                                    nothing more is taken meanwhile; of the I/O thread
     braked                                       -- why nothing more is taken until the next start; None while it is
     one_by_one                                   -- prefetch is 1, as it is from the start of the process until a
                                                     delivery comes that nobody had in hand before
@@ -67,6 +74,7 @@ class Active:
         self.returning: list[InHand] = []
         self.arrived = 0
         self.paused = False
+        self.outages = 0
         self.one_by_one = True
         self.bugs_in_a_row = 0
         self.braked: str | None = None

@@ -28,6 +28,7 @@ _OUTAGE_SECONDS: Final = (0.2, 5.0)
 class Handling:
     """settle    -- takes the verdicts; from any thread
     give_back -- takes deliveries this process will not handle; from any thread
+    outlast   -- told 1 by a thread whose outage has become long, and -1 once that is over; from any thread
     stopping  -- once set, `work` returns; what is held or untouched is left to the broker
     """
 
@@ -39,12 +40,16 @@ class Handling:
         *,
         settle: Callable[[Active, Settled], None],
         give_back: Callable[[Active, Sequence[InHand]], None],
+        outlast: Callable[[Active, int], None],
+        long_outage_seconds: float,
     ) -> None:
         self._active = active
         self._hand = hand
         self._stopping = stopping
         self._settle = settle
         self._give_back = give_back
+        self._outlast = outlast
+        self._long_outage = long_outage_seconds
 
     def work(self) -> None:
         """One thread's whole life; a subscription may have several."""
@@ -102,24 +107,41 @@ class Handling:
         return held
 
     def _answers(self, batch: Sequence[InHand]) -> Sequence[Answer]:
-        deliveries = [in_hand.delivery for in_hand in batch]
-        outages = 0
-        while True:
-            try:
-                if len(batch) == 1:
-                    found = tried(lambda _: self._ask(deliveries), self._stopping.wait)
-                    return [buried(deliveries[0], found.trace)] if isinstance(found, Bug) else found
-                return self._ask(deliveries)
-            except Outage as error:
-                if self._stopping.is_set():
-                    raise  # not acked: the deliveries come again elsewhere
+        began = time.monotonic()
+        outages, is_long = 0, False
+        try:
+            while True:
+                try:
+                    return self._answers_now(batch)
+                except Outage as error:
+                    if self._stopping.is_set():
+                        raise  # not acked: the deliveries come again elsewhere
+                    queue_name = self._active.subscription.queue
+                    log.warning("outage, deliveries held", extra={"queue": queue_name, "why": str(error)})
                 outages += 1
-                wait = random.uniform(_OUTAGE_SECONDS[0], min(_OUTAGE_SECONDS[1], 0.2 * 2 ** min(outages, 6)))
-                log.warning("outage, deliveries held", extra={"queue": deliveries[0].queue, "why": str(error)})
-                self._stopping.wait(wait)
-            except Exception:  # one of them is poison; alone it is tried again and then buried, its neighbours are not
-                log.exception("batch taken apart", extra={"queue": deliveries[0].queue, "deliveries": len(batch)})
-                return [answer for in_hand in batch for answer in self._answers([in_hand])]
+                if not is_long and time.monotonic() - began > self._long_outage:
+                    is_long = True
+                    self._outlast(self._active, 1)
+                self._stopping.wait(
+                    random.uniform(_OUTAGE_SECONDS[0], min(_OUTAGE_SECONDS[1], 0.2 * 2 ** min(outages, 6)))
+                )
+        finally:
+            if is_long:
+                self._outlast(self._active, -1)
+
+    def _answers_now(self, batch: Sequence[InHand]) -> Sequence[Answer]:
+        """Raises Outage."""
+        deliveries = [in_hand.delivery for in_hand in batch]
+        if len(batch) == 1:
+            found = tried(lambda _: self._ask(deliveries), self._stopping.wait)
+            return [buried(deliveries[0], found.trace)] if isinstance(found, Bug) else found
+        try:
+            return self._ask(deliveries)
+        except Outage:
+            raise
+        except Exception:  # one of them is poison; alone it is tried again and then buried, its neighbours are not
+            log.exception("batch taken apart", extra={"queue": deliveries[0].queue, "deliveries": len(batch)})
+            return [answer for in_hand in batch for answer in self._answers([in_hand])]
 
     def _ask(self, deliveries: Sequence[Delivery]) -> Sequence[Answer]:
         crash_point(crash_points.delivered, self._active.subscription.queue)

@@ -12,6 +12,7 @@ from shared.broker import connection, listening
 from shared.broker.broker import Broker
 from shared.broker.deliveries import Active
 from shared.broker.settling import Settling
+from shared.domain.errors import DatabaseAway
 from shared.domain.messages import Delivery
 from shared.domain.outcome import Done, Outcome
 from tests.integration.broker_lab import BrokerLab, a_message, body_of
@@ -220,6 +221,53 @@ def test_all_queues_deleted_again_and_again_come_back_each_time(lab: BrokerLab) 
         eventually(lambda seen=number: seen in handler.seen and idle(broker), within=10)  # type: ignore[misc]
 
     assert handler.seen == [0, 1, 2]
+
+
+def test_an_outage_that_outlasts_connections_costs_what_is_in_hand_one_delivery(
+    lab: BrokerLab, stack: Stack, vhost: str
+) -> None:
+    """The broker ends a channel on which nothing is acked for half an hour, and buries what came twenty times."""
+    away, counts = threading.Event(), dict[Any, int]()
+    away.set()
+
+    def handler(deliveries: Sequence[Delivery]) -> list[Outcome]:
+        if away.is_set():
+            raise DatabaseAway("gone")
+        counts.update({body_of(d): d.headers.get("x-delivery-count", 0) for d in deliveries})
+        return [Done() for _ in deliveries]
+
+    lab.broker()
+    lab.put(1, 2, 3)
+    broker = lab.broker(handler, ready=False, long_outage_seconds=0.3)
+    eventually(lambda: broker.problems == ["orders: waits for the end of an outage"], within=20)
+    for number in range(3):
+        stack.broker.ctl("close_all_connections", "--vhost", vhost, "a test")
+        eventually(lambda seen=number: reconnects(broker)[1] > seen and len(broker.problems) == 1, within=20)  # type: ignore[misc]
+        assert eventually(lambda: lab.depth() == 3, within=10, what="all back in their queue")
+
+    away.clear()
+
+    eventually(lambda: set(counts) == {1, 2, 3} and not broker.problems and idle(broker), within=20)
+    assert max(counts.values()) == 1
+    assert (lab.depth(), lab.depth("orders.dead")) == (0, 0)
+
+
+def test_while_nothing_can_be_published_for_long_nothing_more_is_taken(lab: BrokerLab) -> None:
+    seen: list[Any] = []
+
+    def handler(deliveries: Sequence[Delivery]) -> list[Outcome]:
+        seen.extend(map(body_of, deliveries))
+        return [Done(then=[a_message(to="submit.comfyui")]) for _ in deliveries]
+
+    broker = lab.broker(handler, long_outage_seconds=0.3)
+    broker._io.run(lambda: broker.publisher._set_blocked(blocked=True))
+    eventually(lambda: lab.consumers() == 0, within=10, what="consuming no more")
+    lab.put(1)
+    assert (broker.problems, lab.depth()) == (["blocked"], 1)
+
+    broker._io.run(lambda: broker.publisher._set_blocked(blocked=False))
+
+    eventually(lambda: seen == [1] and idle(broker) and not broker.problems, within=10)
 
 
 def test_a_consumer_that_the_broker_has_forgotten_is_made_again(
