@@ -20,7 +20,7 @@ _CLOSE_SECONDS: Final = 2.0
 class Broker:
     """Start it once, stop it once. It reconnects by itself; nothing it offers raises because the broker is away.
 
-    tick -- runs on the I/O thread about every second: proof that the loop turns (the liveness stamp)
+    tick -- runs on the I/O thread about every second while all threads live: the proof behind the liveness stamp
     """
 
     def __init__(
@@ -97,4 +97,5 @@ class Broker:
 
     def _turn(self) -> None:
         self._io.later(1.0, self._turn)  # first: a tick that fails is not the last
-        self._tick()
+        if self.consumer is None or self.consumer.is_whole:
+            self._tick()

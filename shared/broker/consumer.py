@@ -96,6 +96,11 @@ class Consumer:
         return found
 
     @property
+    def is_whole(self) -> bool:
+        """False before the start, and once one of its threads has died: what that one should do would never be done."""
+        return self._stopping.is_set() or all(thread.is_alive() for thread in [*self._handlers, self._closer])
+
+    @property
     def in_hand(self) -> int:
         return len(self._hand)
 

@@ -90,6 +90,28 @@ def test_after_a_failed_callback_both_connections_are_made_again(lab: BrokerLab)
     assert reconnects(broker) == (1, 1)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_process_one_of_whose_threads_has_died_ticks_no_more(lab: BrokerLab) -> None:
+    """The watchdog ends it then: nobody would handle what that thread was there for."""
+    ticks: list[int] = []
+
+    def handler(_: Sequence[Delivery]) -> list[Outcome]:
+        raise SystemExit
+
+    broker = lab.broker(handler, tick=lambda: ticks.append(1))
+    eventually(lambda: len(ticks) > 1, within=10)
+    assert broker.consumer is not None
+
+    lab.put(1)
+
+    eventually(lambda: not broker.consumer.is_whole, within=10)  # type: ignore[union-attr]
+    turns: list[int] = []
+    turn, before = broker._turn, len(ticks)
+    broker._turn = lambda: (turns.append(1), turn())[1]  # type: ignore[method-assign]
+    eventually(lambda: len(turns) > 2, within=10)
+    assert len(ticks) <= before + 1
+
+
 def test_a_connection_whose_opening_fails_is_opened_again(lab: BrokerLab, monkeypatch: pytest.MonkeyPatch) -> None:
     class FailsTwice(connection.Connection):
         tries = 0
