@@ -14,7 +14,7 @@ from pika.channel import Channel
 from pika.exceptions import AMQPHeartbeatTimeout, ConnectionClosedByBroker
 
 from shared.broker.topology import Topology
-from shared.broker.wire import Connection
+from shared.broker.wire import Connection, hang_up
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ _BACKOFF_SECONDS: Final = (0.2, 5.0)
 #: A connection that ends sooner was no success, and the wait before the next grows on: whatever ended it is likely to
 #: do so again, and each round costs everything prefetched one of its deliveries.
 _SOUND_SECONDS: Final = 5.0
+#: How long a connection that is given up may take to say goodbye. One that answers nothing else does not answer that.
+_GOODBYE_SECONDS: Final = 5.0
 
 
 def parameters_of(urls: Sequence[str]) -> list[pika.URLParameters]:
@@ -120,6 +122,7 @@ class Link:
         self._closing = False
         self._ready = False
         self._ready_at = 0.0
+        self._opened_at = 0.0
         self._next_open: object = None
         self._connection: Connection | None = None
         self.reconnects = 0
@@ -128,6 +131,12 @@ class Link:
     @property
     def is_ready(self) -> bool:
         return self._ready
+
+    @property
+    def open_seconds(self) -> float:
+        """For how long there has been an open connection, ready or not yet; 0 without one."""
+        is_open = self._connection is not None and self._connection.is_open
+        return time.monotonic() - self._opened_at if is_open else 0.0
 
     def open(self) -> None:
         self._next_open = None
@@ -157,14 +166,17 @@ class Link:
 
     def fail(self, why: str) -> None:
         """Give this connection up and make another: something on it is not as it should be."""
-        if self._connection is not None and self._connection.is_open:
+        connection = self._connection
+        if connection is not None and connection.is_open:
             log.warning("broker connection given up", extra={"connection": self._name, "why": why})
             self._given_up = True
-            self._connection.close()
-        elif self._connection is None and self._next_open is None:  # what failed was the opening
+            connection.close()
+            self._io.later(_GOODBYE_SECONDS, lambda: hang_up(connection) if self._connection is connection else None)
+        elif connection is None and self._next_open is None:  # what failed was the opening
             self._open_again(why, "given_up")
 
     def _opened(self, connection: Connection) -> None:
+        self._opened_at = time.monotonic()
         if self._closing:
             connection.close()
             return
@@ -183,6 +195,8 @@ class Link:
                 steps.append(partial(channel.queue_bind, queue.name, *queue.binding))
 
         def next_step(_: Any = None) -> None:
+            if not channel.is_open:  # given up meanwhile
+                return
             if steps:
                 steps.pop(0)(callback=next_step)
                 return
@@ -195,7 +209,7 @@ class Link:
         next_step()
 
     def _declaring_failed(self, _: Channel, why: BaseException) -> None:
-        if not self._ready:
+        if not self._ready and not self._given_up:
             # 406: somebody declared a queue with other arguments. It stays wrong until a person acts; keep saying so.
             log.error("queues cannot be declared", extra={"connection": self._name, "why": str(why)})
             if self._connection is not None and self._connection.is_open:

@@ -78,7 +78,7 @@ class Consumer:
             brake=self._brake,
             brake_after=brake_after,
         )
-        self._listening = Listening(io, self._active.values(), self._hand, self._link.fail)
+        self._listening = Listening(io, self._link, self._active.values(), self._hand, self._is_wanted)
         self._handlers: list[threading.Thread] = []
         self._closer = threading.Thread(target=self._settling.close_debts, name="closer", daemon=True)
 

@@ -83,10 +83,6 @@ class Active:
     def prefetch(self) -> int:
         return 1 if self.one_by_one else self.subscription.prefetch
 
-    @property
-    def is_consuming(self) -> bool:
-        return self.consumer_tag is not None and not self.cancelling
-
     def forget_channel(self) -> None:
         self.channel = None
         self.consumer_tag = None

@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from pika.channel import Channel
-
-from shared.broker.connection import IOThread
+from shared.broker.connection import IOThread, Link
 from shared.broker.deliveries import Active, Hand
 
 #: Between two looks at a queue. A consumer with room gets what is ready at once.
@@ -30,14 +28,17 @@ class _Seen:
 class Listening:
     """Connections like that, for publishing, were seen with RabbitMQ 3.10 after the death of a cluster's leader.
 
-    give_up -- makes the connection again; told why
+    is_wanted -- whether this process wants deliveries of a queue now
     """
 
-    def __init__(self, io: IOThread, actives: Collection[Active], hand: Hand, give_up: Callable[[str], None]) -> None:
+    def __init__(
+        self, io: IOThread, link: Link, actives: Collection[Active], hand: Hand, is_wanted: Callable[[Active], bool]
+    ) -> None:
         self._io = io
+        self._link = link
         self._seen = [(active, _Seen()) for active in actives]
         self._hand = hand
-        self._give_up = give_up
+        self._is_wanted = is_wanted
 
     def look(self) -> None:
         """On the I/O thread; from the first call on again and again."""
@@ -45,19 +46,20 @@ class Listening:
         for active, seen in self._seen:
             if active.arrived > seen.arrived:
                 seen.arrived, seen.in_vain, seen.allowed = active.arrived, 0, _LOOKS
-            channel = active.channel
-            if channel is None or not channel.is_open or not active.is_consuming or self._has_work(active):
+            if not self._link.open_seconds or not self._is_wanted(active) or self._has_work(active):
                 seen.in_vain = 0
             elif seen.in_vain >= seen.allowed:
                 seen.in_vain, seen.allowed = 0, min(2 * seen.allowed, _MOST_LOOKS)
-                self._give_up(f"{active.subscription.queue}: messages are ready and none comes")
+                self._link.fail(
+                    f"{active.subscription.queue}: messages are ready, or no answer is given, and none comes"
+                )
                 return
             else:
-                seen.in_vain += 1  # until the answer says otherwise
-                self._ask(channel, active, seen)
-
-    def _ask(self, channel: Channel, active: Active, seen: _Seen) -> None:
-        channel.queue_declare(active.subscription.queue, passive=True, callback=partial(_answered, seen))
+                seen.in_vain += 1  # until an answer says otherwise
+                if active.channel is not None and active.channel.is_open:
+                    active.channel.queue_declare(
+                        active.subscription.queue, passive=True, callback=partial(_answered, seen)
+                    )
 
     def _has_work(self, active: Active) -> bool:
         return not active.inbox.empty() or self._hand.holds(active)

@@ -215,20 +215,28 @@ class Publisher:
         return len(self._unconfirmed) < _WINDOW and not entry.travels_alone and not on_the_wire.travels_alone
 
     def _listen(self) -> None:
-        """Give up a connection that confirms nothing any more. What was on it is sent again, and is not to blame."""
+        """Give up a connection that confirms nothing any more, or on which nothing can be sent since it was opened."""
         if self._closed:
             return
         self._io.later(1.0, self._listen)
-        if self._channel is None or self.is_blocked or not self._unconfirmed:
+        if self.is_blocked:
             return
-        since = max(next(iter(self._unconfirmed.values())).sent_at, self._unblocked_at)
-        if time.monotonic() - since < self._patience * _SILENCE_SECONDS:
-            return
+        patience = self._patience * _SILENCE_SECONDS
+        if self._channel is None:
+            if self._link.open_seconds > patience:
+                self._lose_patience("it is open and takes no messages")
+        elif self._unconfirmed:
+            since = max(next(iter(self._unconfirmed.values())).sent_at, self._unblocked_at)
+            if time.monotonic() - since > patience:
+                self._lose_patience("a message was not confirmed")
+
+    def _lose_patience(self, why: str) -> None:
+        """What was on the connection is sent again, and is not to blame."""
         self._patience = min(2 * self._patience, _LONGEST_SILENCE)
         self._waiting.extendleft(reversed(self._unconfirmed.values()))
         self._unconfirmed.clear()
         self._channel = None
-        self._link.fail("a message was not confirmed")
+        self._link.fail(why)
 
     def _connected(self, connection: SelectConnection) -> None:
         connection.channel(on_open_callback=self._channel_open)

@@ -48,6 +48,14 @@ def cancel(channel: Channel, consumer_tag: str, done: Callable[[], None]) -> Non
     channel._cancelled.discard(consumer_tag)
 
 
+def hang_up(connection: Connection) -> None:
+    """End a connection that is being closed without waiting for the other side any longer.
+
+    pika says goodbye to each channel first, behind whatever that one was asked and has not answered.
+    """
+    connection._terminate_stream(None)
+
+
 def _without_table(buffer: bytes) -> tuple[int, Header] | None:
     """The frame at the start of `buffer`, and its length, without the header table; None when it is no header frame."""
     kind, channel_number, size = struct.unpack_from(">BHL", buffer)

@@ -1,14 +1,16 @@
 """Connections that go, queues that vanish, callbacks that fail: the process goes on, and no delivery pays for it."""
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pika
 import pytest
 from pika.exceptions import ChannelClosedByBroker
 
 from deploy.local import Stack
-from shared.broker import connection, listening
+from shared.broker import connection, listening, publisher, wire
 from shared.broker.broker import Broker
 from shared.broker.deliveries import Active
 from shared.broker.settling import Settling
@@ -16,6 +18,7 @@ from shared.domain.errors import DatabaseAway
 from shared.domain.messages import Delivery
 from shared.domain.outcome import Done, Outcome
 from tests.integration.broker_lab import BrokerLab, a_message, body_of
+from tests.proxy import FaultProxy
 from tests.waiting import eventually
 
 
@@ -46,6 +49,10 @@ def reconnects(broker: Broker) -> tuple[int, int]:
 
 def idle(broker: Broker) -> bool:
     return broker.consumer is not None and broker.consumer.in_hand == 0
+
+
+def has_its_whole_prefetch(active: Active) -> bool:
+    return active.consumer_tag is not None and not active.cancelling and not active.one_by_one
 
 
 @pytest.mark.parametrize("lived", [(60.0, [1, 2, 3]), (0.0, [1, 1, 1])], ids=["too short", "long enough"])
@@ -159,7 +166,7 @@ def test_deliveries_on_their_way_when_their_queue_is_paused_are_handled_and_not_
     consumer, on_the_wire = broker.consumer, threading.Event()
     lab.put(-1)  # from here on the whole prefetch is used
     active = consumer._active["orders"]
-    eventually(lambda: not (active.one_by_one or active.cancelling) and idle(broker), within=10, what="cancelled once")
+    eventually(lambda: has_its_whole_prefetch(active) and idle(broker), within=10, what="cancelled once")
     eventually(lambda: lab.consumers() == 1, within=10, what="consumed anew")
 
     def pause_before_anything_is_read() -> None:
@@ -292,38 +299,27 @@ def test_while_nothing_can_be_published_for_long_nothing_more_is_taken(lab: Brok
     eventually(lambda: seen == [1] and idle(broker) and not broker.problems, within=10)
 
 
-def test_a_consumer_that_the_broker_has_forgotten_is_made_again(
-    lab: BrokerLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listening, "_LOOK_SECONDS", 0.2)
+def test_a_consumer_that_the_broker_has_forgotten_is_made_again(lab: BrokerLab) -> None:
     handler = Handler()
     broker = lab.broker(handler)
     assert broker.consumer is not None
     active = broker.consumer._active["orders"]
     lab.put(1)
-    eventually(lambda: handler.seen == [1] and active.is_consuming and not active.one_by_one, within=10)
+    eventually(lambda: handler.seen == [1] and has_its_whole_prefetch(active) and idle(broker), within=10)
     tag = active.consumer_tag
     broker._io.run(lambda: active.channel.basic_cancel(tag))  # type: ignore[union-attr]  # behind our own back
     eventually(lambda: lab.consumers() == 0, within=10)
-
     lab.put(2)
+    assert lab.depth() == 1
 
+    in_vain = [look(broker) for _ in range(4)]
+
+    assert in_vain == [1, 2, 3, 0]
     eventually(lambda: handler.seen == [1, 2] and idle(broker) and not broker.problems, within=20)
     assert reconnects(broker) == (0, 1)
 
 
-def test_a_consumer_with_nothing_to_do_or_much_in_hand_is_left_alone(
-    lab: BrokerLab, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(listening, "_LOOK_SECONDS", 0.02)
-    looks: list[object] = []
-    original = listening.Listening._has_work
-
-    def has_work(self: listening.Listening, active: Active) -> bool:
-        looks.append(active)
-        return original(self, active)
-
-    monkeypatch.setattr(listening.Listening, "_has_work", has_work)
+def test_a_consumer_with_nothing_to_do_or_much_in_hand_is_left_alone(lab: BrokerLab) -> None:
     handler, release = Handler(), threading.Event()
 
     def slow(deliveries: Sequence[Delivery]) -> list[Outcome]:
@@ -331,14 +327,27 @@ def test_a_consumer_with_nothing_to_do_or_much_in_hand_is_left_alone(
         return handler(deliveries)
 
     broker = lab.broker(slow, prefetch=2, batch=1)
-    eventually(lambda: len(looks) > 30, within=10, what="looked at while idle")
+    assert broker.consumer is not None
+    ((_, seen),) = broker.consumer._listening._seen
+    for _ in range(5):
+        look(broker)
+        eventually(lambda: not seen.in_vain, within=10, what="told that there is nothing")
     lab.put(*range(5))
-    looks.clear()
-    eventually(lambda: len(looks) > 30, within=10, what="looked at while busy")
+    eventually(lambda: broker.consumer.in_hand > 0, within=10)  # type: ignore[union-attr]
+    assert [look(broker) for _ in range(5)] == [0] * 5
     release.set()
 
     eventually(lambda: sorted(handler.seen) == list(range(5)) and idle(broker), within=10)
     assert reconnects(broker) == (0, 0)
+
+
+def look(broker: Broker) -> int:
+    """Have the consumer look for messages that are kept back; how many looks in a row were in vain so far."""
+    assert broker.consumer is not None
+    listening, looked = broker.consumer._listening, threading.Event()
+    broker._io.run(lambda: (listening.look(), looked.set()))  # type: ignore[func-returns-value]
+    assert looked.wait(10)
+    return listening._seen[0][1].in_vain
 
 
 def test_a_queue_taken_up_while_its_channel_is_being_opened_has_one_consumer(lab: BrokerLab) -> None:
@@ -358,8 +367,53 @@ def test_a_queue_taken_up_while_its_channel_is_being_opened_has_one_consumer(lab
     broker._io.run(twice)
     eventually(lambda: not broker.problems, within=10)
     lab.put(1)
-    eventually(lambda: handler.seen == [1] and active.is_consuming and not active.one_by_one, within=10)
+    eventually(lambda: handler.seen == [1] and has_its_whole_prefetch(active), within=10)
     consumer.pause("orders")
 
     eventually(lambda: lab.consumers() == 0, within=10)
     assert reconnects(broker) == (0, 0)
+
+
+@pytest.mark.parametrize("step", ["declare", "channel"])
+def test_connections_on_which_nothing_is_answered_are_made_again(
+    lab: BrokerLab, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Not even the goodbye: it waits behind what was asked."""
+    monkeypatch.setattr(listening, "_LOOK_SECONDS", 1.0)
+    monkeypatch.setattr(publisher, "_SILENCE_SECONDS", 1.0)
+    monkeypatch.setattr(connection, "_GOODBYE_SECONDS", 0.3)
+    deaf: set[object] = set()
+    original = wire.Connection._send_method
+
+    def sent(self: wire.Connection, channel_number: int, method: Any, content: Any = None) -> None:
+        asked = (method.NAME, channel_number)
+        if len(deaf) < 2 and asked == (("Exchange.Declare", 1) if step == "declare" else ("Channel.Open", 2)):
+            deaf.add(self)
+        if self not in deaf:
+            original(self, channel_number, method, content)
+
+    monkeypatch.setattr(wire.Connection, "_send_method", sent)
+    handler = Handler()
+    broker = lab.broker(handler)
+
+    assert len(deaf) == 2
+    assert min(reconnects(broker)) >= 1
+    broker.publish([a_message(1)]).result(10)
+    eventually(lambda: handler.seen == [1] and idle(broker), within=10)
+
+
+def test_a_connection_that_is_given_up_and_says_no_goodbye_is_hung_up(
+    lab: BrokerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_GOODBYE_SECONDS", 0.3)
+    way = FaultProxy(pika.URLParameters(lab.url).port)
+    broker = lab.broker(urls=[way.url(lab.url)])
+    way.half_open()
+    began = time.monotonic()
+
+    broker._io.run(lambda: broker.publisher._link.fail("a test"))
+
+    eventually(lambda: broker.publisher._link.reconnects == 1 and not broker.problems, within=15)
+    assert time.monotonic() - began < 3 * connection.HEARTBEAT_SECONDS / 2
+    lab.close()
+    way.close()
