@@ -11,7 +11,8 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from shared.database.engine import in_transaction
-from shared.database.rows import PRIORITIES, TASK, task_of
+from shared.database.prepared import prepared
+from shared.database.rows import PRIORITIES, TASK, TASK_COLUMNS, task_of
 from shared.domain.task import Priority, Status, Task, task_id_for
 
 
@@ -57,14 +58,15 @@ class Purged:
 #: Copies of one order_id are claimed one after the other: otherwise one copy could become a task and another
 #: be kept as a duplicate of the task that ended in between. And those of one key: otherwise one could be kept as a
 #: duplicate while another, whose order_id is free, becomes a task. All in one order, so batches cannot deadlock.
-LOCK_NAMES: Final = sa.text("""
+LOCK_NAMES: Final = prepared("""
 select pg_advisory_xact_lock(s.lock) from (
     select hashtextextended(o, 722) as lock from unnest(cast(:order_ids as text[])) o
     union select hashtextextended(k, 723) from unnest(cast(:keys as text[])) k
     order by 1) s
 """)
 
-_INSERT: Final = sa.text(f"""
+_INSERT: Final = prepared(
+    f"""
 insert into tasks as t
     (id, idempotency_key, order_id, fingerprint, pool, priority, body, deadline_at, due_at, actor, trace_id)
 select v.id, v.key, v.order_id, v.fingerprint, v.pool, v.priority, v.body,
@@ -77,7 +79,9 @@ where not exists (select 1 from duplicate_keys d where d.idempotency_key = v.key
     and not exists (select 1 from purged_keys p where p.idempotency_key = v.key)
 on conflict do nothing
 returning {TASK}
-""")
+""",
+    *TASK_COLUMNS,
+)
 
 _BY_KEY: Final = sa.text(f"select {TASK} from tasks t where t.idempotency_key = any(:keys)")
 

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
-from shared.database.rows import TASK, task_of
+from shared.database.prepared import prepared
+from shared.database.rows import TASK, TASK_COLUMNS, task_of
 from shared.domain.messages import Artifact
 from shared.domain.task import Cost, Reason, Stage, Status, Task
 from shared.observe.logs import redacted
@@ -56,7 +57,8 @@ class Change:
     ended_at: float | None = None
 
 
-_MOVE: Final = sa.text(f"""
+_MOVE: Final = prepared(
+    f"""
 update tasks t set
     status = v.to_status,
     version = t.version + 1,
@@ -93,13 +95,17 @@ from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:froms as text[
          cancel_owed, avoid_backend, deadline_in, job_handle, pool, pin)
 where t.id = v.id and t.version = v.version and t.status = v.from_status
 returning {TASK}
-""")
+""",
+    *TASK_COLUMNS,
+)
 
 #: An unnest join updates in the order the planner likes; locking first fixes the order, so two overlapping batches
 #: cannot deadlock. Not FOR UPDATE: rows that refer to these may be written meanwhile, by somebody who waits for us.
-LOCK_IN_ORDER: Final = sa.text("select 1 from tasks where id = any(cast(:ids as uuid[])) order by id for no key update")
+LOCK_IN_ORDER: Final = prepared(
+    "select 1 from tasks where id = any(cast(:ids as uuid[])) order by id for no key update"
+)
 
-_END_ATTEMPTS: Final = sa.text("""
+_END_ATTEMPTS: Final = prepared("""
 update attempts a set ended_at = now(), outcome = v.outcome, detail = v.detail,
     provider_job_id = coalesce(v.provider_job_id, a.provider_job_id), cost_actual = v.cost,
     cost_unit = coalesce(v.cost_unit, a.cost_unit)
@@ -109,7 +115,7 @@ from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:outcomes as te
 where a.task_id = v.task_id and a.attempt = v.attempt and a.ended_at is null
 """)
 
-_STORE: Final = sa.text("""
+_STORE: Final = prepared("""
 insert into artifacts (task_id, attempt, index, key, sha256, bytes, media_type, width, height)
 select * from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:indexes as int[]), cast(:keys as text[]),
                      cast(:hashes as text[]), cast(:sizes as bigint[]), cast(:types as text[]),
@@ -118,7 +124,7 @@ on conflict (task_id, attempt, index) do nothing
 """)
 
 #: The item of a plan ends with its replay, so that whoever looks at a plan sees results and not guesses.
-_CLOSE_REPLAYS: Final = sa.text("""
+_CLOSE_REPLAYS: Final = prepared("""
 with closed as (
     update replays r set state = 'closed', closed_at = now(), result = t.status
     from tasks t where r.task_id = t.id and t.id = any(cast(:ids as uuid[])) and r.state = 'open'

@@ -7,13 +7,14 @@ from typing import Final
 import sqlalchemy as sa
 
 from shared.database.limits import STARTED, widened
+from shared.database.prepared import prepared
 from shared.domain.task import Task
 
 #: About a row `b` of backends.
 TAKES_WORK: Final = """(b.enabled and coalesce(b.paused_until <= now(), true)
     and (b.health = 'up' or b.health in ('refused', 'silent') and b.probe_at <= now()))"""
 
-_LOCK: Final = sa.text(f"""
+_LOCK: Final = prepared(f"""
 select b.name, b.capacity, b.limit_now, b.rate_starts, b.health <> 'up' as is_closed from backends b
 where b.pool = :pool and {TAKES_WORK} and (cast(:known as text[]) is null or b.name = any(:known))
 order by b.name for update
@@ -22,7 +23,7 @@ order by b.name for update
 #: A statement of its own, after the lock: one statement for both would count with a snapshot older than the lock.
 #: No further than anybody wants to know, which has it read along tasks_live and not through a bitmap: such a scan marks
 #: the entries of rows that went on, and the next one does not read them again (0.7 ms, and then 0.02, at 10,000).
-_IN_FLIGHT: Final = sa.text("""
+_IN_FLIGHT: Final = prepared("""
 select b.name as backend, (
     select count(*) from (
         select 1 from tasks t where t.backend = b.name and (t.status in ('submitting', 'processing') or t.cancel_owed)

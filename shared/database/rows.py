@@ -15,7 +15,8 @@ TASK: Final = (
     " clock_timestamp() as now"
 )
 
-_FIELDS: Final = tuple(column.rpartition(" ")[2].removeprefix("t.") for column in TASK.split(", "))
+#: Its columns, as `prepared` wants to know them.
+TASK_COLUMNS: Final = tuple(column.rpartition(" ")[2].removeprefix("t.") for column in TASK.split(", "))
 
 PRIORITIES: Final = (Priority.NORMAL, Priority.HIGH)
 
@@ -23,7 +24,7 @@ PRIORITIES: Final = (Priority.NORMAL, Priority.HIGH)
 def task_of(row: sa.Row[Any], *, taken_over: bool = False, may_send: bool = True, is_probe: bool = False) -> Task:
     """The Task in a row whose select list ends with TASK."""
     # TASK is the last thing that is selected; by name each column would be looked up anew for every row.
-    values = dict(zip(_FIELDS, row[-len(_FIELDS) :], strict=True))
+    values = dict(zip(TASK_COLUMNS, row[-len(TASK_COLUMNS) :], strict=True))
     values["status"] = Status(values["status"])
     values["priority"] = PRIORITIES[values["priority"]]
     return Task(**values, taken_over=taken_over, may_send=may_send, is_probe=is_probe)

@@ -14,8 +14,9 @@ from shared.database.doubts import note_doubt
 from shared.database.engine import in_transaction
 from shared.database.limits import halve
 from shared.database.measured import Counter, count_taken, timed
+from shared.database.prepared import prepared
 from shared.database.rooms import Room, held_by, place_for, rooms_of, shunned_of
-from shared.database.rows import PRIORITIES, TASK, task_of
+from shared.database.rows import PRIORITIES, TASK, TASK_COLUMNS, task_of
 from shared.domain.rate import Rate
 from shared.domain.task import Status, Task, job_key_for, seed_for
 from shared.observe.crash import CrashPoint, crash_point
@@ -89,12 +90,15 @@ FIRST_PROBE_SECONDS: Final = 60.0
 LONGEST_PROBE_SECONDS: Final = 900.0
 
 #: Also where no work may be started (paused, frozen, gone from the file): the server can be asked all the same.
-_LEASE_OVER: Final = sa.text(f"""
+_LEASE_OVER: Final = prepared(
+    f"""
 select {TASK} from tasks t join backends b on b.name = t.backend
 where t.pool = :pool and t.status = 'submitting' and t.free_at <= now() and t.deadline_at > now()
     and b.health <> 'down' and (cast(:known as text[]) is null or b.name = any(:known))
 order by t.free_at limit :limit for update of t skip locked
-""")
+""",
+    *TASK_COLUMNS,
+)
 
 _WAITING: Final = f"""
 select {TASK} from tasks t
@@ -116,8 +120,8 @@ _PINNED: Final = f"""
 select p.* from unnest(cast(:pinned as text[]), cast(:free as int[])) as o(backend, free)
 cross join lateral ({_WAITING.format(which="t.pinned_backend = o.backend", limit="o.free")}) p
 """
-_BY_PRIORITY: Final = sa.text(_WAITING.format(which=_ANYWHERE, limit=":limit"))
-_BY_AGE: Final = sa.text(f"select p.* from ({_OLDEST}) p order by p.created_at limit :limit")
+_BY_PRIORITY: Final = prepared(_WAITING.format(which=_ANYWHERE, limit=":limit"), *TASK_COLUMNS)
+_BY_AGE: Final = prepared(f"select p.* from ({_OLDEST}) p order by p.created_at limit :limit", *TASK_COLUMNS)
 #: The same where rows wait for one of the free backends alone.
 _BY_PRIORITY_WITH_PINS: Final = sa.text(
     f"select p.* from (select * from ({_WAITING.format(which=_ANYWHERE, limit=':limit')}) a union all {_PINNED}) p"
@@ -127,7 +131,8 @@ _BY_AGE_WITH_PINS: Final = sa.text(
     f"select p.* from ({_OLDEST} union all {_PINNED}) p order by p.created_at limit :limit"
 )
 
-_TAKE: Final = sa.text(f"""
+_TAKE: Final = prepared(
+    f"""
 update tasks t set status = 'submitting', version = t.version + 1, changed_at = now(), actor = :actor,
     attempt = v.attempt, job_key = v.job_key, backend = v.backend, reason = null, detail = null, stage = null,
     free_at = now() + :lease * interval '1 second', due_at = now() + :lease * interval '1 second'
@@ -135,9 +140,11 @@ from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:attempts as in
             cast(:backends as text[])) as v(id, version, attempt, job_key, backend)
 where t.id = v.id and t.version = v.version
 returning {TASK}
-""")
+""",
+    *TASK_COLUMNS,
+)
 
-_BEGIN_ATTEMPTS: Final = sa.text("""
+_BEGIN_ATTEMPTS: Final = prepared("""
 insert into attempts (task_id, attempt, backend, job_key, seed, started_at)
 select v.*, statement_timestamp() from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:backends as text[]),
                      cast(:job_keys as uuid[]), cast(:seeds as bigint[])) v
@@ -257,7 +264,7 @@ class Slots:
         free = {name: room.free for name, room in rooms.items() if room.has_pins and room.free}
         values |= {"pinned": list(free), "free": list(free.values())} if free else {}
 
-        def rows(statement: sa.TextClause, limit: int) -> list[Task]:
+        def rows(statement: sa.Executable, limit: int) -> list[Task]:
             return [task_of(row) for row in c.execute(statement, values | {"limit": limit})] if limit else []
 
         oldest = rows(_BY_AGE_WITH_PINS if free else _BY_AGE, sum(turns))

@@ -11,9 +11,10 @@ from shared.database.claims import Claim, Claimed, Purged, claim
 from shared.database.engine import in_transaction
 from shared.database.measured import Counter, count_forbidden, count_moves, timed
 from shared.database.moves import LOCK_IN_ORDER, Change, move_in
+from shared.database.prepared import prepared
 from shared.database.races import note_lost
 from shared.database.rooms import TAKES_WORK
-from shared.database.rows import TASK, task_of
+from shared.database.rows import TASK, TASK_COLUMNS, task_of
 from shared.domain.messages import Artifact
 from shared.domain.outcome import FollowUp
 from shared.domain.task import Accepted, Reason, Sent, Status, Task
@@ -21,7 +22,7 @@ from shared.observe.crash import CrashPoint, crash_point
 
 __all__ = ["FRESH_SECONDS", "Counter", "Tasks"]
 
-_BY_ID: Final = sa.text(f"select {TASK} from tasks t where t.id = any(cast(:ids as uuid[]))")
+_BY_ID: Final = prepared(f"select {TASK} from tasks t where t.id = any(cast(:ids as uuid[]))", *TASK_COLUMNS)
 
 _FIND: Final = sa.text(
     f"select {TASK} from tasks t where t.id = :id"
@@ -36,7 +37,7 @@ _KEPT_FINGERPRINT: Final = sa.text("select d.fingerprint from duplicate_keys d w
 #: one that ran out unnoticed is renewed: whoever takes a row over gives it another version. posted_at goes in with the
 #: body's hash in the same statement, so nobody POSTs unseen.
 FRESH_SECONDS: Final = 1.0
-_BEGIN_POSTS: Final = sa.text("""
+_BEGIN_POSTS: Final = prepared("""
 with owned as (
     select t.id, t.version, t.attempt, t.free_at, v.body_hash from tasks t
     join unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:hashes as text[])) as v(id, version, body_hash)
@@ -44,7 +45,7 @@ with owned as (
     where t.status = 'submitting' and t.deadline_at > clock_timestamp()
 ), renewed as (
     update tasks t set free_at = now() + :lease * interval '1 second', due_at = now() + :lease * interval '1 second'
-    from owned where t.id = owned.id and owned.free_at < now() + (:lease - :fresh) * interval '1 second'
+    from owned where t.id = owned.id and owned.free_at < now() + (cast(:lease as float8) - :fresh) * interval '1 second'
 )
 update attempts a set body_hash = owned.body_hash, posted_at = coalesce(a.posted_at, clock_timestamp()),
     posts = a.posts + 1
@@ -52,7 +53,7 @@ from owned where a.task_id = owned.id and a.attempt = owned.attempt
 returning owned.id, owned.version
 """)
 
-_ACCEPTED: Final = sa.text("""
+_ACCEPTED: Final = prepared("""
 update attempts a set provider_job_id = v.job, accepted_at = coalesce(a.accepted_at, now()),
     cost_estimated = v.cost, cost_unit = v.unit
 from unnest(cast(:ids as uuid[]), cast(:attempts as int[]), cast(:jobs as text[]), cast(:costs as float8[]),
@@ -92,21 +93,28 @@ _NEXT_LOOK: Final = """update tasks t set due_at = case
     when t.status = 'submitting' then greatest(t.free_at, now() + :next_look * interval '1 second')
     else now() + interval '30 seconds' end"""
 
-_TAKE_DUE: Final = sa.text(f"""
+_TAKE_DUE: Final = prepared(
+    f"""
 with due as (
     select id, due_at from tasks where due_at <= now() and (status = 'pending' or pool <> all(:skip_pools))
     order by result_until nulls last, due_at limit :limit for update skip locked
 )
 {_NEXT_LOOK} from due where t.id = due.id
 returning extract(epoch from now() - due.due_at)::float8 as late_by, {TASK}
-""")
+""",
+    "late_by",
+    *TASK_COLUMNS,
+)
 
-_AT_WORK: Final = sa.text(f"""
+_AT_WORK: Final = prepared(
+    f"""
 select {TASK} from tasks t
 where t.backend = :backend and t.status = 'processing' and t.provider_job_id = any(:job_ids)
-""")
+""",
+    *TASK_COLUMNS,
+)
 
-_CLEAR_DUE: Final = sa.text("""
+_CLEAR_DUE: Final = prepared("""
 update tasks t set told_at = coalesce(t.told_at, now()), cancel_owed = t.cancel_owed and v.still_owed,
     due_at = case when t.cancel_owed and v.still_owed then t.due_at end
 from unnest(cast(:ids as uuid[]), cast(:versions as int[]), cast(:owed as bool[])) as v(id, version, still_owed)
