@@ -104,7 +104,7 @@ class Placing:
             case None:
                 pass
         try:
-            message = order_placed(order, traceparent=traceparent_of(trace_id))
+            message = order_placed(order, traceparent=traceparent_of(trace_id), received="http")
             await publish_one(self._publisher, message, self._confirm_timeout)
         except BrokerAway as error:
             if isinstance(error, NotConfirmed):

@@ -17,6 +17,7 @@ from shared.domain.canary_order import CANARY_POOL
 from shared.domain.messages import (
     MAX_ORDER_BYTES,
     ORDER_PLACED,
+    RECEIVED,
     Choice,
     Delivery,
     Key,
@@ -198,20 +199,20 @@ class Intake:
     ) -> Outcome:
         if isinstance(read, Problem) or found is None:
             assert isinstance(read, Problem)  # noqa: S101 - only a Problem has no claim
-            self._metrics.count("orders_received_total", source="amqp", result="invalid")
+            self._received(delivery, "invalid")
             return DeadLetter(reason=read.reason, detail=read.detail, stage=Stage.ORDERS)
         if isinstance(found, Purged):
-            return self._late_copy(read, found)
+            return self._late_copy(delivery, read, found)
         task = found.task
         match found.result:
             case ClaimResult.WON:
-                self._count(task.pool, "won", "invalid" if read.problem else "accepted")
+                self._count(delivery, task.pool, "won", "invalid" if read.problem else "accepted")
                 if task.id in failed:
                     return self._buried(failed, task)
                 # A row with a problem that somebody moved in between: nobody may serve its pool.
                 return Done(then=[] if read.problem else self._permits(task.pool))
             case ClaimResult.DUPLICATE:
-                self._count(task.pool, "duplicate", "duplicate")
+                self._count(delivery, task.pool, "duplicate", "duplicate")
                 traces = {"trace_id": read.claim.trace_id, "dup_of_trace_id": task.trace_id}
                 log.info("duplicate order", extra={"task_id": task.id, "redelivered": delivery.redelivered, **traces})
                 if delivery.redelivered and task.id in failed:
@@ -222,26 +223,26 @@ class Intake:
                 again = delivery.redelivered and task.status is Status.PENDING and not read.problem
                 return Done(then=self._permits(task.pool) if again else [])
             case ClaimResult.CONFLICT:
-                self._count(task.pool, "conflict", "conflict")
+                self._count(delivery, task.pool, "conflict", "conflict")
                 traces = {"trace_id": read.claim.trace_id, "dup_of_trace_id": task.trace_id}
                 log.warning("idempotency key reused", extra={"task_id": task.id, **traces})
                 detail = f"task {task.id} already has this idempotency_key with another content; it is untouched"
                 return DeadLetter(reason=Reason.CONFLICT, detail=detail, stage=Stage.ORDERS)
             case ClaimResult.ACTIVE_ORDER:
-                self._count(task.pool, "duplicate", "duplicate")
+                self._count(delivery, task.pool, "duplicate", "duplicate")
                 key = read.claim.idempotency_key
                 # Every copy says so again: the one that kept the key may have died before its event left.
                 return Done(then=[event(task, "duplicate", duplicate_key=key)])
 
-    def _late_copy(self, read: _Read, found: Purged) -> Outcome:
+    def _late_copy(self, delivery: Delivery, read: _Read, found: Purged) -> Outcome:
         """An order whose key belongs to one that ended so long ago that its row is purged."""
         if not found.is_same:
-            self._count(read.claim.pool, "conflict", "conflict")
+            self._count(delivery, read.claim.pool, "conflict", "conflict")
             detail = (
                 f"task {found.task_id} had this idempotency_key with another content; it is {found.status} and purged"
             )
             return DeadLetter(reason=Reason.CONFLICT, detail=detail, stage=Stage.ORDERS)
-        self._count(read.claim.pool, "duplicate", "duplicate")
+        self._count(delivery, read.claim.pool, "duplicate", "duplicate")
         log.info("duplicate order", extra={"task_id": str(found.task_id), "trace_id": read.claim.trace_id})
         return Done()
 
@@ -252,13 +253,17 @@ class Intake:
     def _buried(self, failed: dict[Any, Task], task: Task) -> DeadLetter:
         return _letter(failed.pop(task.id))  # the first delivery of it in the batch is the letter
 
-    def _count(self, pool: str, claim: str, received: str) -> None:
+    def _count(self, delivery: Delivery, pool: str, claim: str, received: str) -> None:
         if pool == CANARY_POOL:
             return
         self._metrics.count("claims_total", pool=pool, result=claim)
-        self._metrics.count("orders_received_total", source="amqp", result=received)
+        self._received(delivery, received)
         if claim == "duplicate":
             self._metrics.count("duplicates_suppressed_total", point="claim")
+
+    def _received(self, delivery: Delivery, result: str) -> None:
+        if RECEIVED not in delivery.headers:  # else whoever took it over HTTP has counted it
+            self._metrics.count("orders_received_total", source="amqp", result=result)
 
 
 def _order(delivery: Delivery, body: dict[str, Any]) -> Order | Problem:

@@ -7,7 +7,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from shared.database.actions import note_action
-from shared.database.engine import in_transaction
+from shared.database.engine import Anew, in_transaction
 from shared.database.moves import Change, move_in
 from shared.database.rows import TASK, task_of
 from shared.domain.task import Status, Task
@@ -25,6 +25,7 @@ class Refused:
 
 #: Letters before their row, as a replay does it.
 _LOCK_LETTERS: Final = sa.text("select id from dead_letters where task_id = :id order by id for update")
+_LETTERS: Final = sa.text("select id from dead_letters where task_id = :id")
 _LOCK_TASK: Final = sa.text(f"select {TASK} from tasks t where t.id = :id for no key update")
 _ATTEMPT: Final = sa.text("""
 select a.backend, a.job_key, b.capacity from attempts a join backends b on b.name = a.backend
@@ -64,8 +65,10 @@ def adopt(
     """
 
     def work(c: sa.Connection) -> Task | Refused:
-        c.execute(_LOCK_LETTERS, {"id": task.id})
+        letters = set(c.execute(_LOCK_LETTERS, {"id": task.id}).scalars())
         row = task_of(c.execute(_LOCK_TASK, {"id": task.id}).one())
+        if not letters.issuperset(c.execute(_LETTERS, {"id": task.id}).scalars()):
+            raise Anew("a letter came while its row was waited for")  # no other can come now: the collector waits
         obstacle = _obstacle(row)
         if obstacle is not None:
             return Refused(obstacle)

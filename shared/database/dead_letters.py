@@ -9,7 +9,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from shared.database.actions import note_action
-from shared.database.engine import in_transaction
+from shared.database.engine import Anew, in_transaction
 from shared.database.letters import Letters
 from shared.domain.letters import exception_of, failure_fingerprint
 from shared.domain.task import Reason, Stage, said_in
@@ -156,6 +156,8 @@ class DeadLetters(Letters):
         c.execute(_LOCK_TASKS, {"ids": [row["task_ids"] for i, row in rows.items() if i not in there]})
         new = {row.identity for row in c.execute(_RECORD, _transposed(rows.values()))}
         known = [row for identity, row in rows.items() if identity not in new]
+        if rows.keys() - new - there:
+            raise Anew("another collector recorded a letter that was not there")  # a replay may hold it, and want a row
         reopened = c.execute(_REOPEN, _transposed(known)).all() if known else []
         for row in reopened:
             if row.was != "open":

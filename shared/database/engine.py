@@ -32,6 +32,10 @@ _ANSWER_SECONDS: Final = 5.0
 APPLICATION_NAME: Final = "darkroom"
 
 
+class Anew(Exception):
+    """Raised inside a transaction whose next lock would come out of order: it lets go of all and is begun anew."""
+
+
 class Counter(Protocol):
     """What this module needs of the metrics."""
 
@@ -142,10 +146,10 @@ def translated() -> Iterator[None]:
 
 
 def in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
-    """Run `work` in one transaction and commit it; repeat it when the server asks for that (deadlock, serialization).
+    """Run `work` in one transaction and commit it; repeat it when the server (deadlock, serialization) or Anew asks.
 
     `work` may run several times, so it must not do anything but SQL. Raises DatabaseAway: the commit may have worked,
-    or the server asked for a repetition every time. Neither is the fault of what the caller holds.
+    or a repetition was asked for every time. Neither is the fault of what the caller holds.
     """
     for left in reversed(range(_TRIES)):
         try:
@@ -158,4 +162,8 @@ def in_transaction(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
                 raise DatabaseAway(str(error.orig).strip()) from error
             log.warning("transaction repeated", extra={"sqlstate": _sqlstate(error.orig)})
             time.sleep(random.uniform(0, 0.05 * (_TRIES - left)))
+        except Anew as error:
+            if not left:
+                raise DatabaseAway(str(error)) from error
+            log.info("transaction begun anew", extra={"why": str(error)})
     raise AssertionError("unreachable: the last try returns or raises")

@@ -27,6 +27,10 @@ insert into plans (by_whom, chosen, note, changed_by, pool, backend, is_forced, 
 values (:by_whom, '{}', :note, :by_whom, :pool, :backend, :is_forced, :rate, :ramp, :stop_at, :stop_window)
 returning id, at, backend
 """)
+#: A letter that is purged at this moment is waited for, and is not there afterwards; the others stay.
+_LOCK_LETTERS: Final = sa.text(
+    "select id from dead_letters where id = any(cast(:ids as bigint[])) order by id for key share"
+)
 _LETTERS: Final = sa.text("select dead_letter_id from plan_items where plan_id = :id")
 #: What is kept of a plan when all its letters are known. The letters of one that is not applied all wait.
 _CHOSEN: Final = sa.text("""
@@ -160,6 +164,9 @@ class Plans:
         if isinstance(pool, Refused):
             raise _NotPlanned(pool.why)
         ids = ids_in(c, chosen, draft.limit) if isinstance(chosen, LetterFilter) else sorted(set(chosen))
+        there = list(c.execute(_LOCK_LETTERS, {"ids": ids}).scalars())
+        if isinstance(chosen, LetterFilter):
+            ids = there
         values = {"by_whom": draft.by_whom, "note": draft.note, "is_forced": draft.force}
         values |= {"pool": pool, "backend": backend}
         new = c.execute(_INSERT, values | pace_values(draft.pace)).one()

@@ -257,8 +257,13 @@ class OrderEvent(BaseModel):
     metadata: dict[str, Any] = Field(default_factory=dict, description="the order's own; empty if it was unreadable")
 
 
-def order_placed(order: Order, *, traceparent: str | None = None) -> Message:
-    """The message that asks for `order`. Publishing it twice asks once."""
+#: Header of an order's message: how it came to whoever published it, and was counted there as received.
+RECEIVED: Final = "darkroom-received"
+
+
+def order_placed(order: Order, *, traceparent: str | None = None, received: Literal["http"] | None = None) -> Message:
+    """The message that asks for `order`. Publishing it twice asks once. received -- see RECEIVED; None: not yet"""
+    headers = {"traceparent": traceparent, RECEIVED: received}
     return Message(
         exchange="orders",
         routing_key="order.placed",
@@ -266,7 +271,7 @@ def order_placed(order: Order, *, traceparent: str | None = None) -> Message:
         body=order.model_dump_json(exclude_defaults=True).encode(),
         message_id=str(uuid.uuid4()),
         correlation_id=_correlation_id(order.idempotency_key),
-        headers={"traceparent": traceparent} if traceparent else {},
+        headers={name: value for name, value in headers.items() if value},
     )
 
 

@@ -47,7 +47,9 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class _Beat:
+    loop: str
     at: float
+    wall: float  # Unix time
     limit_seconds: float
 
 
@@ -89,14 +91,16 @@ class Health:
         of -- which one, where several loops have the same name: each of them must turn
         """
         with self._lock:
-            self._beats[f"{loop} {of}" if of else loop] = _Beat(self._clock(), limit_seconds)
-        if self._metrics is not None and loop in LOOPS:
-            self._metrics.set("loop_last_success_timestamp_seconds", time.time(), loop=loop)
+            self._beats[f"{loop} {of}" if of else loop] = _Beat(loop, self._clock(), time.time(), limit_seconds)
+            if self._metrics is not None and loop in LOOPS:
+                # One that hangs must not hide behind its namesakes.
+                oldest = min(beat.wall for beat in self._beats.values() if beat.loop == loop)
+                self._metrics.set("loop_last_success_timestamp_seconds", oldest, loop=loop)
 
     def retire(self, loop: str) -> None:
         """`loop` has ended in good order and owes no beats any more; so have all of that name."""
         with self._lock:
-            self._beats = {name: beat for name, beat in self._beats.items() if name.partition(" ")[0] != loop}
+            self._beats = {name: beat for name, beat in self._beats.items() if beat.loop != loop}
 
     def ready(self, check: str, ok: bool, detail: str = "", *, stale_after_seconds: float | None = None) -> None:
         """`check` answers. It counts until its next answer, or for `stale_after_seconds` when given."""

@@ -252,7 +252,8 @@ PROCESSES: Final[tuple[Metric, ...]] = (
     Metric(
         name="loop_last_success_timestamp_seconds",
         kind=Kind.GAUGE,
-        help="Unix time of a loop's last turn without a bug; absent before the first.",
+        help="Unix time of a loop's last turn without a bug, of several with one name the one that is furthest behind;"
+        " absent before the first.",
         question="Does a loop hang?",
         services=SERVICES,
         labels={"loop": LOOPS},

@@ -19,8 +19,8 @@ WORK: Final[tuple[Metric, ...]] = (
     Metric(
         name="orders_received_total",
         kind=Kind.COUNTER,
-        help="Orders that reached us, by the way they came and what was done with them. What `darkroom submit` sends"
-        " comes as amqp.",
+        help="Orders that reached us, by the way they came and what was done with them. What came over HTTP counts"
+        " there alone; what `darkroom submit` sends comes as amqp.",
         question="How much comes in, and how much of it is repeated or bad?",
         services=("producer", "submitter"),
         labels={"source": ("http", "amqp"), "result": ("accepted", "duplicate", "invalid", "conflict")},

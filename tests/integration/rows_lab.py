@@ -20,6 +20,8 @@ from shared.storage import Artifacts
 from tests.factories import a_claim
 
 POOL = "comfyui"
+#: A session of this test's database that waits for a lock.
+WAITING = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
 _numbers = itertools.count(1)
 
 

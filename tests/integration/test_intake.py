@@ -323,3 +323,13 @@ def test_the_counters_tell_accepted_from_invalid_duplicate_and_conflicting(intak
     after = counts()
     assert {r: after[r] - before[r] for r in after} == {"accepted": 1, "duplicate": 1, "invalid": 2, "conflict": 1}
     assert good.type == ORDER_PLACED
+
+
+def test_an_order_that_came_over_http_is_claimed_and_not_counted_again_as_amqp(intake: Intake) -> None:
+    def counted() -> tuple[float, float]:
+        received = MEASURED.value("orders_received_total", source="amqp", result="accepted")
+        return received, MEASURED.value("claims_total", pool="comfyui", result="won")
+
+    before = counted()
+    one(intake, delivered(order_placed(an_order(), received="http")))
+    assert counted() == (before[0], before[1] + 1)

@@ -12,11 +12,8 @@ from shared.database.dead_letters import DeadLetters
 from shared.database.letter_states import Deed, do
 from shared.database.letters import LetterFilter
 from shared.domain.task import Reason, Stage, Status, Task
-from tests.integration.rows_lab import Lab, a_delivery, letter_about
+from tests.integration.rows_lab import WAITING, Lab, a_delivery, letter_about
 from tests.waiting import eventually
-
-#: A session of this test's database that waits for a lock.
-WAITING = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
 
 
 @pytest.fixture

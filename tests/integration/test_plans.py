@@ -3,9 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
+import sqlalchemy as sa
 
 from shared.database.adopt import Refused
 from shared.database.letters import LetterFilter
@@ -17,7 +19,8 @@ from shared.domain.messages import dead_letter_headers
 from shared.domain.task import Reason, Stage, Status
 from tests.factories import at_once
 from tests.integration.plans_lab import AT_ONCE, PlansLab
-from tests.integration.rows_lab import a_delivery, letter_about
+from tests.integration.rows_lab import WAITING, a_delivery, letter_about
+from tests.waiting import eventually
 
 
 @pytest.fixture
@@ -63,6 +66,22 @@ def test_a_plan_of_nothing_or_of_letters_that_do_not_exist_is_refused(lab):
     assert lab.plans.make(LetterFilter(reason="bug"), "ann") == Refused("no letter matches")
     assert lab.plans.make([letter, 999], "ann") == Refused("no such letter: 999")
     assert lab.sql("select * from plans") == []
+
+
+@pytest.mark.parametrize("by", ["filter", "id"])
+def test_a_letter_that_is_purged_while_a_plan_is_made_is_left_out_or_named(lab: PlansLab, by: str) -> None:
+    letters = [letter, gone] = lab.dead(2)
+    with ThreadPoolExecutor(1) as threads, lab.engine.connect() as purge:
+        purge.execute(sa.text("delete from dead_letters where id = :id"), {"id": gone})
+        making = threads.submit(lab.plans.make, LetterFilter() if by == "filter" else letters, "ann")
+        eventually(lambda: lab.sql(WAITING), within=10, what="the plan waits for the purge")
+        purge.commit()
+        made = making.result(10)
+    if by == "filter":
+        assert not isinstance(made, Refused)
+        assert [item.letter_id for item in lab.plans.items(made[0].id, limit=10)] == [letter]
+    else:
+        assert made == Refused(f"no such letter: {gone}")
 
 
 @pytest.mark.parametrize(

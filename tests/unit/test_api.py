@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from shared.domain.errors import BrokerAway, DatabaseAway
-from shared.domain.messages import MAX_ORDER_BYTES, Order
+from shared.domain.messages import MAX_ORDER_BYTES, RECEIVED, Order
 from shared.domain.task import Status, task_id_for
 from tests.unit.api_lab import RED, Api, SlowPublisher, SlowRows, a_task, fields_of, problem_of
 
@@ -40,6 +40,7 @@ def test_the_message_is_an_order_placed_that_reads_back_as_the_same_order(api: A
     assert (message.exchange, message.routing_key, message.type) == ("orders", "order.placed", "order.placed.v1")
     assert Order.model_validate_json(message.body) == Order.model_validate(RED)
     assert trace_id in message.headers["traceparent"]
+    assert message.headers[RECEIVED] == "http", "counted here, so not where it is claimed"
 
 
 KEYLESS = {name: value for name, value in RED.items() if name != "idempotency_key"}

@@ -138,6 +138,17 @@ def test_a_beat_shows_in_the_metrics():
     assert metrics.value("loop_last_success_timestamp_seconds", loop="schedule") == pytest.approx(time.time(), abs=5)
 
 
+def test_of_several_loops_with_one_name_the_metrics_show_the_one_that_is_furthest_behind(monkeypatch):
+    metrics = build("poller", strict=True)
+    health = Health(metrics)
+    shown = []
+    for now, backend in [(100.0, "gpu-1"), (101.0, "gpu-2"), (160.0, "gpu-2"), (161.0, "gpu-1")]:
+        monkeypatch.setattr("shared.observe.health.time.time", lambda now=now: now)
+        health.beat("watch", 60, of=backend)
+        shown.append(metrics.value("loop_last_success_timestamp_seconds", loop="watch"))
+    assert shown == [100, 100, 100, 160]
+
+
 def test_draining_shows_in_the_metrics_from_the_beginning():
     metrics = build("poller", strict=True)
     health = Health(metrics)
