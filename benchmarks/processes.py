@@ -1,6 +1,7 @@
 """Starts the processes of one measurement with the servers of a private stack, and ends them by pid."""
 
 import json
+import os
 import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,10 @@ from deploy.local.stack import Stack
 
 #: The workers of darkroom that are measured. The producer is left out: orders come over AMQP.
 WORKERS: Final = ("submitter", "poller", "ops")
+
+#: For the simulated servers' pictures. Those servers are other machines in earnest: their files must not take part in
+#: the waits for this machine's disk.
+_MEMORY: Final = {"TMPDIR": "/dev/shm"} if os.access("/dev/shm", os.W_OK) else {}  # noqa: S108 - the simulator makes a folder of its own in it
 
 
 class Processes(Children):
@@ -37,7 +42,7 @@ class Processes(Children):
             url = f"http://{LOOPBACK}:{port}"
             name = f"simulator-{number}"
             arguments = ["--port", str(port), "--seconds-per-image", str(seconds_per_image)]
-            self.start(name, "services.simulator", arguments, {})
+            self.start(name, "services.simulator", arguments, _MEMORY)
             self.wait_for(name, f"{url}/prompt")
             self.simulators.append(url)
         if history_lag_seconds is not None:
