@@ -3,7 +3,7 @@
 Private servers on free loopback ports, simulated ComfyUI servers, everything on this machine. The table goes to the
 terminal, all numbers to .local/bench.json. Rates depend on what else the machine does; CPU times and the ratio hold.
 
-    python -m benchmarks [--only naive,throughput,overhead,gpu,many,letters,plans] [--orders 3000]
+    python -m benchmarks [--only waits,naive,throughput,slow_commits,overhead,gpu,many,letters,plans] [--orders 3000]
 """
 
 import argparse
@@ -23,13 +23,14 @@ from benchmarks.letters import measure_letters
 from benchmarks.orders import NotFinished
 from benchmarks.overhead import measure_overhead
 from benchmarks.plans import measure_plans
-from benchmarks.throughput import measure_darkroom, measure_naive
+from benchmarks.throughput import measure_darkroom, measure_naive, measure_slow_commits
+from benchmarks.waits import measure_waits
 from deploy.local.children import NotStarted
 from deploy.local.interrupted import end_with
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
 
-_PARTS: Final = ("naive", "throughput", "overhead", "gpu", "many", "letters", "plans")
+_PARTS: Final = ("waits", "naive", "throughput", "slow_commits", "overhead", "gpu", "many", "letters", "plans")
 _MEMORY_AFTER: Final = 5000
 _GPU_ORDERS: Final = 160
 _IN_FLIGHT: Final = 2000
@@ -42,6 +43,17 @@ _ROWS: Final[tuple[tuple[str, str, str, tuple[str, float] | None], ...]] = (
     ("orders per second, zero-time jobs", "throughput.orders_per_second", "", None),
     ("  naive, same job, same run", "naive.orders_per_second", "", None),
     ("  darkroom / naive", "ratio", "x", (">=", 3.5)),
+    ("  without start and tail", "throughput.orders_per_second_middle", "", None),
+    ("  naive, without start and tail", "naive.orders_per_second_middle", "", None),
+    ("  cores that had nothing to do", "throughput.idle_cores", "", None),
+    ("  naive", "naive.idle_cores", "", None),
+    ("one write forced to this disk (fdatasync)", "waits.fdatasync_ms", "ms", None),
+    ("  one commit", "waits.commit_ms", "ms", None),
+    ("  one confirm of a quorum queue", "waits.confirm_ms", "ms", None),
+    ("with each commit made 2 ms slower, one commit", "slow_commits.commit_ms", "ms", None),
+    ("  orders per second", "slow_commits.throughput.orders_per_second", "", None),
+    ("  naive", "slow_commits.naive.orders_per_second", "", None),
+    ("  darkroom / naive", "slow_commits.ratio", "x", None),
     ("CPU per order: submitter", "throughput.cpu_ms_per_order.submitter", "ms", None),
     ("CPU per order: poller", "throughput.cpu_ms_per_order.poller", "ms", None),
     ("CPU per order: ops", "throughput.cpu_ms_per_order.ops", "ms", None),
@@ -92,10 +104,12 @@ def main() -> int:
     stack.down(wipe=True)  # what an interrupted run left
     shutil.rmtree(folder, ignore_errors=True)
     measured: dict[str, Callable[[], dict[str, Any]]] = {
+        "waits": lambda: measure_waits(stack),
         "naive": lambda: measure_naive(stack, folder, max(100, arguments.orders // 3)),
         "throughput": lambda: measure_darkroom(
             stack, folder, arguments.orders, _MEMORY_AFTER * (arguments.orders >= 3000)
         ),
+        "slow_commits": lambda: measure_slow_commits(stack, folder, max(300, arguments.orders // 2)),
         "overhead": lambda: measure_overhead(stack, folder, max(200, arguments.orders // 3)),
         "gpu": lambda: measure_gpu(stack, folder, _GPU_ORDERS),
         "many": lambda: measure_many(stack, folder, _IN_FLIGHT, _HOLD_SECONDS),

@@ -25,6 +25,7 @@ class Meter:
         self._processes = dict(processes)
         self._before = self._now()
         self._busy = machine_busy()
+        self._idle = _machine_idle()
         self._began = time.monotonic()
 
     def used(self) -> dict[str, float]:
@@ -35,6 +36,10 @@ class Meter:
         """Cores that were busy on average with something that is not watched: the noise of this measurement."""
         elapsed = time.monotonic() - self._began
         return max(0.0, machine_busy() - self._busy - sum(self.used().values())) / max(elapsed, 0.01)
+
+    def idle(self) -> float:
+        """Cores that had nothing to do on average."""
+        return (_machine_idle() - self._idle) / max(time.monotonic() - self._began, 0.01)
 
     def _now(self) -> dict[str, float]:
         return {name: cpu_seconds(one.pid, one.with_children) for name, one in self._processes.items()}
@@ -60,8 +65,17 @@ def _cpu_of(pid: int, *, with_ended_children: bool) -> float:
 
 def machine_busy() -> float:
     """CPU seconds this machine has worked since it started, for whomever."""
-    fields = [int(field) for field in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
+    fields = _machine_ticks()
     return (sum(fields) - fields[3] - fields[4]) / _TICKS_A_SECOND  # without idle and iowait
+
+
+def _machine_idle() -> float:
+    fields = _machine_ticks()
+    return (fields[3] + fields[4]) / _TICKS_A_SECOND
+
+
+def _machine_ticks() -> list[int]:
+    return [int(field) for field in Path("/proc/stat").read_text().partition("\n")[0].split()[1:9]]
 
 
 def memory_megabytes(pid: int) -> float:

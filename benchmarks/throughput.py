@@ -9,9 +9,10 @@ from typing import Any, Final
 import psycopg2
 
 from benchmarks import naive
-from benchmarks.measure import Meter, memory_megabytes
+from benchmarks.measure import Meter, memory_megabytes, percentile
 from benchmarks.orders import Rows, Upstream, placed, some_orders
 from benchmarks.processes import WORKERS, Processes
+from benchmarks.waits import commit_ms, delay_commits
 from deploy.local.stack import Stack
 from shared.database.migrate import upgrade
 from shared.domain.messages import Message
@@ -22,15 +23,32 @@ _WARM_UP: Final = 200
 _CAPACITY: Final = 100
 _WITHIN_SECONDS: Final = 120.0
 _SIMULATORS: Final = 2
+#: What a disk behind a network adds to a commit on a local one.
+_SLOWER_MS: Final = 2.0
+
+_TASKS_ENDED: Final = "select extract(epoch from finished_at) from tasks where finished_at >= to_timestamp(:began)"
+_ORDERS_ENDED: Final = "select extract(epoch from finished_at) from orders where finished_at >= to_timestamp(:began)"
 
 
-def measure_darkroom(stack: Stack, folder: Path, orders: int, memory_after: int) -> dict[str, Any]:
+def measure_slow_commits(stack: Stack, folder: Path, orders: int) -> dict[str, Any]:
+    """Both again, with every commit made slower: what the ratio is on a slower disk."""
+    _, database_url = _database(stack, "waits", _SLOWER_MS)
+    commit = commit_ms(database_url)
+    naively = measure_naive(stack, folder, orders // 3, _SLOWER_MS)
+    ours = measure_darkroom(stack, folder, orders, 0, _SLOWER_MS)
+    ratio = ours["orders_per_second"] / naively["orders_per_second"]
+    return {"delay_ms": _SLOWER_MS, "commit_ms": commit, "naive": naively, "throughput": ours, "ratio": ratio}
+
+
+def measure_darkroom(
+    stack: Stack, folder: Path, orders: int, memory_after: int, commit_delay_ms: float = 0
+) -> dict[str, Any]:
     """`orders` measured, then as many more as make `memory_after` in all, after which memory is read."""
-    database_url = stack.create_database("throughput")
+    name, database_url = _database(stack, "throughput", commit_delay_ms)
     upgrade(database_url)
     done = "select count(*) from tasks where status = 'completed' and due_at is null"
     rows = Rows(database_url)
-    with Processes(stack, folder / "throughput") as processes, Upstream(stack) as upstream:
+    with Processes(stack, folder / name) as processes, Upstream(stack) as upstream:
         processes.start_simulators(_SIMULATORS, 0, history_lag_seconds=0)
         processes.start_workers(database_url, _CAPACITY)
         upstream.publish(placed(some_orders(_WARM_UP)))
@@ -40,8 +58,8 @@ def measure_darkroom(stack: Stack, folder: Path, orders: int, memory_after: int)
         began = time.time()
         upstream.publish(messages)
         rows.wait_until(done, lambda found: found == _WARM_UP + orders, _WITHIN_SECONDS)
-        used, others = meter.used(), meter.others()
-        ended = float(rows.ask("select extract(epoch from max(finished_at)) from tasks")[0][0])
+        used = _used(meter)
+        ended, middle = _ends(rows, _TASKS_ENDED, began)
         more = max(0, memory_after - orders - _WARM_UP)
         upstream.publish(placed(some_orders(more)))
         rows.wait_until(done, lambda found: found == _WARM_UP + orders + more, _WITHIN_SECONDS)
@@ -50,21 +68,21 @@ def measure_darkroom(stack: Stack, folder: Path, orders: int, memory_after: int)
         total = _WARM_UP + orders + more
         reads = sum(n for each in calls for call, n in each.items() if call.startswith("GET") and call != "GET /ws")
     rows.close()
-    found = _summary(orders, ended - began, used, others)
+    found = _summary(orders, ended - began, middle, used)
     return found | {"reads_per_order": reads / total, "memory_megabytes": memory, "memory_after_orders": total}
 
 
-def measure_naive(stack: Stack, folder: Path, orders: int) -> dict[str, Any]:
+def measure_naive(stack: Stack, folder: Path, orders: int, commit_delay_ms: float = 0) -> dict[str, Any]:
     """The same with one naive submitter and one naive poller."""
-    database_url = stack.create_database("naive")
+    name, database_url = _database(stack, "naive", commit_delay_ms)
     with psycopg2.connect(database_url) as connection, connection.cursor() as cursor:
         cursor.execute(naive.TABLE)
     naive.declare(stack.amqp_url)
-    pictures = folder / "naive" / "pictures"
+    pictures = folder / name / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
     done = "select count(*) from orders where status = 'completed'"
     rows = Rows(database_url)
-    with Processes(stack, folder / "naive") as processes, Upstream(stack) as upstream:
+    with Processes(stack, folder / name) as processes, Upstream(stack) as upstream:
         processes.start_simulators(_SIMULATORS, 0, history_lag_seconds=0)
         arguments = [stack.amqp_url, database_url, str(pictures), *processes.simulators]
         for role in ("submitter", "poller"):
@@ -77,10 +95,10 @@ def measure_naive(stack: Stack, folder: Path, orders: int) -> dict[str, Any]:
         began = time.time()
         upstream.publish(messages)
         rows.wait_until(done, lambda found: found == warm_up + orders, _WITHIN_SECONDS)
-        used, others = meter.used(), meter.others()
-        ended = float(rows.ask("select extract(epoch from max(finished_at)) from orders")[0][0])
+        used = _used(meter)
+        ended, middle = _ends(rows, _ORDERS_ENDED, began)
     rows.close()
-    return _summary(orders, ended - began, used, others)
+    return _summary(orders, ended - began, middle, used)
 
 
 def _naive_messages(count: int) -> list[Message]:
@@ -95,16 +113,41 @@ def _naive_messages(count: int) -> list[Message]:
     ]
 
 
-def _summary(orders: int, seconds: float, used: dict[str, float], others: float) -> dict[str, Any]:
-    """CPU by process in milliseconds per order, which are seconds per 1,000 orders too. The simulators stand apart."""
-    simulators = sum(cpu for name, cpu in used.items() if name.startswith("simulator"))
-    own = {name: cpu / orders * 1000 for name, cpu in used.items() if not name.startswith("simulator")}
+def _database(stack: Stack, what: str, commit_delay_ms: float) -> tuple[str, str]:
+    """A name for the measurement, and the URL of its new database."""
+    if not commit_delay_ms:
+        return what, stack.create_database(what)
+    name = f"{what}-slow-commits"
+    database_url = stack.create_database(name)
+    delay_commits(stack, name, commit_delay_ms)
+    return name, database_url
+
+
+def _ends(rows: Rows, question: str, began: float) -> tuple[float, float]:
+    """The moment the last one ended, and the seconds from the end of the first tenth to that of the ninth."""
+    ended = sorted(float(row[0]) for row in rows.ask(question, began=began))
+    return ended[-1], percentile(ended, 0.9) - percentile(ended, 0.1)
+
+
+def _used(meter: Meter) -> dict[str, dict[str, float]]:
+    return {"seconds": meter.used(), "cores": {"others": meter.others(), "idle": meter.idle()}}
+
+
+def _summary(orders: int, seconds: float, middle: float, used: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """CPU by process in milliseconds per order, which are seconds per 1,000 orders too. The simulators stand apart.
+
+    middle -- seconds that the middle eight tenths took, which is without start and tail
+    """
+    own = {name: cpu / orders * 1000 for name, cpu in used["seconds"].items()}
+    simulators = sum(own.pop(name) for name in list(own) if name.startswith("simulator"))
     return {
         "orders": orders,
         "seconds": seconds,
         "orders_per_second": orders / seconds,
+        "orders_per_second_middle": 0.8 * orders / middle,
         "cpu_ms_per_order": own,
         "cpu_ms_per_order_total": sum(own.values()),
-        "cpu_ms_per_order_simulators": simulators / orders * 1000,
-        "busy_cores_of_others": others,
+        "cpu_ms_per_order_simulators": simulators,
+        "busy_cores_of_others": used["cores"]["others"],
+        "idle_cores": used["cores"]["idle"],
     }
