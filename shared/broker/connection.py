@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any, Final
 
 import pika
-from pika.adapters.select_connection import IOLoop
 from pika.channel import Channel
 from pika.exceptions import AMQPHeartbeatTimeout, ConnectionClosedByBroker
 
+from shared.broker.io_loop import Loop
 from shared.broker.topology import Topology
 from shared.broker.wire import Connection, hang_up
 
@@ -45,7 +45,7 @@ class IOThread:
     """The one thread that touches pika. Everything else reaches it through `run`."""
 
     def __init__(self, name: str) -> None:
-        self.loop = IOLoop()
+        self.loop = Loop()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._stopping = False
         self._recoveries: list[Callable[[], None]] = []
@@ -86,6 +86,7 @@ class IOThread:
         while not self._stopping:
             # Ours are tried one by one: what leaves the loop, as pika's may, takes the timers due with it along.
             self._attempt(self.loop.start)
+            self._attempt(self.loop.end_turn)
         self.loop.close()  # `run` from a thread that is still ending does no harm after this
 
 
@@ -144,13 +145,7 @@ class Link:
             return
         parameters = self._parameters[self._failures % len(self._parameters)]
         parameters.client_properties = {"connection_name": self._name}
-        self._connection = Connection(
-            parameters,
-            on_open_callback=self._opened,
-            on_open_error_callback=self._gone,
-            on_close_callback=self._gone,
-            custom_ioloop=self._io.loop,
-        )
+        self._connection = Connection(parameters, self._io.loop, on_open=self._opened, on_gone=self._gone)
 
     @property
     def is_closed(self) -> bool:

@@ -1,4 +1,4 @@
-"""Where pika's own behaviour costs messages, and what is done instead. Nothing else here relies on its insides."""
+"""Where pika's own behaviour costs messages or time, and what is done instead. Nothing else relies on its insides."""
 
 import contextlib
 import logging
@@ -6,16 +6,21 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
+import pika
 from pika.adapters.select_connection import SelectConnection
 from pika.channel import Channel
 from pika.exceptions import InvalidFrameError
 from pika.frame import Frame, Header, ProtocolHeader
 from pika.spec import FRAME_END_SIZE, FRAME_HEADER, FRAME_HEADER_SIZE, BasicProperties
 
+from shared.broker.io_loop import Loop
+
 log = logging.getLogger(__name__)
 
 #: Class id, weight and body size: what stands before the properties in a header frame.
 _BEFORE_PROPERTIES: Final = 12
+#: Of a write that the socket takes in parts, the rest is copied each time.
+_LONGEST_WRITE: Final = 64 * 1024
 
 
 class Connection(SelectConnection):
@@ -24,7 +29,36 @@ class Connection(SelectConnection):
     AMQP knows values that Python's types do not: a date beyond the year 9999 (milliseconds where seconds belong), a
     float that is not a number. pika raises while it reads the frame and gives the connection up, so the same message
     comes again, and all that was prefetched with it runs into the delivery limit.
+
+    What it sends in one turn of the loop leaves in one write. pika writes frame by frame, three for a message: 8 system
+    calls an order in a submitter.
     """
+
+    def __init__(
+        self,
+        parameters: pika.URLParameters,
+        loop: Loop,
+        *,
+        on_open: Callable[["Connection"], None],
+        on_gone: Callable[["Connection", BaseException], None],
+    ) -> None:
+        self._loop = loop
+        self._emitted: list[bytes] = []
+        self._emitted_bytes = 0
+        super().__init__(parameters, on_open, on_gone, on_gone, custom_ioloop=loop)
+
+    def _adapter_emit_data(self, data: bytes) -> None:
+        if not self._emitted:
+            self._loop.at_turn_end(self._write)
+        self._emitted.append(data)
+        self._emitted_bytes += len(data)
+        if self._emitted_bytes >= _LONGEST_WRITE:
+            self._write()
+
+    def _write(self) -> None:
+        emitted, self._emitted, self._emitted_bytes = self._emitted, [], 0
+        if emitted and self._transport is not None:
+            super()._adapter_emit_data(b"".join(emitted))
 
     def _read_frame(self) -> tuple[int, Frame | ProtocolHeader | None]:
         try:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pika.adapters.select_connection import SelectConnection
 from pika.exceptions import NackError
 
 from deploy.local import Stack
@@ -30,6 +31,26 @@ def test_many_messages_are_confirmed_at_once_and_keep_their_order(lab: BrokerLab
     broker.publish([a_message(number) for number in range(3000)]).result(30)
 
     assert [body for _, body in lab.taken()] == list(range(3000))
+
+
+def test_messages_published_together_leave_in_one_write(lab: BrokerLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    broker = lab.broker()
+    writes: list[bytes] = []
+    emit = SelectConnection._adapter_emit_data
+
+    def emitted(self: SelectConnection, data: bytes) -> None:
+        writes.append(data)
+        emit(self, data)
+
+    monkeypatch.setattr(SelectConnection, "_adapter_emit_data", emitted)
+
+    broker.publish([a_message(n) for n in range(50)]).result(10)
+    small = len(writes)
+    broker.publish([a_message("x" * 10_000) for _ in range(50)]).result(10)
+
+    assert small <= 2, "a heartbeat may come in between"
+    assert max(map(len, writes)) < 80_000, "what a socket does not take at once is copied for each part"
+    assert [body for _, body in lab.taken()] == [*range(50), *["x" * 10_000] * 50]
 
 
 def test_every_message_is_persistent_and_says_what_it_is(lab: BrokerLab) -> None:
