@@ -15,6 +15,7 @@ from shared.broker.handling import Handling
 from shared.broker.listening import Listening
 from shared.broker.publisher import Counter, Publisher
 from shared.broker.settling import Settling
+from shared.broker.tags import Tags
 from shared.broker.topology import Topology
 from shared.broker.wire import Connection, cancel
 from shared.domain.messages import Delivery
@@ -200,7 +201,7 @@ class Consumer:
             if active.channel is not None:  # wanted twice at once: this one is of no use
                 channel.close()
                 return
-            active.channel = channel
+            active.channel, active.tags = channel, Tags()
             channel.add_on_close_callback(lambda _, why: self._channel_closed(active, channel, why))
             channel.add_on_cancel_callback(lambda _: self._link.fail(f"{active.subscription.queue} was deleted"))
             self._consume(active)
@@ -299,7 +300,7 @@ class Consumer:
         elif active.one_by_one:
             active.one_by_one = False
             self._cancel(active)  # and consume again, with the whole prefetch
-        active.inbox.put(InHand(delivery, method.delivery_tag, channel, time.monotonic(), active))
+        active.inbox.put(InHand(delivery, method.delivery_tag, channel, active.tags, time.monotonic(), active))
 
 
 def _text(short_string: object) -> str | None:

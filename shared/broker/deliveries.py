@@ -9,6 +9,7 @@ from typing import Final
 
 from pika.channel import Channel
 
+from shared.broker.tags import Tags
 from shared.domain.messages import Delivery
 from shared.domain.outcome import Outcome, Verdict
 
@@ -40,11 +41,12 @@ class Subscription:
 
 @dataclass(slots=True, eq=False)
 class InHand:
-    """One delivery, and where it is acked: the tag is void on any other channel."""
+    """One delivery, and where it is acked: the tag is void on any other channel, whose `tags` are others too."""
 
     delivery: Delivery
     tag: int
     channel: Channel
+    tags: Tags
     arrived: float
     active: "Active"
 
@@ -55,7 +57,8 @@ Settled = Sequence[tuple[InHand, Verdict]]
 class Active:
     """A subscription at work.
 
-    channel, consumer_tag, cancelling, returning -- of the I/O thread; a consumer that is being cancelled keeps its tag
+    channel, tags, consumer_tag,
+    cancelling, returning                        -- of the I/O thread; a consumer that is being cancelled keeps its tag
     returning                                    -- deliveries that go back once the broker sends no more
     arrived                                      -- deliveries so far; of the I/O thread
     outages                                      -- threads that have waited out an outage for long, and still do;
@@ -69,6 +72,7 @@ class Active:
         self.subscription = subscription
         self.inbox: queue.SimpleQueue[InHand | None] = queue.SimpleQueue()
         self.channel: Channel | None = None
+        self.tags = Tags()
         self.consumer_tag: str | None = None
         self.cancelling = False
         self.returning: list[InHand] = []

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+from pika.channel import Channel
+
 from shared.broker import crash_points
 from shared.broker.connection import IOThread
 from shared.broker.deliveries import Active, Hand, InHand, Settled
@@ -50,6 +52,7 @@ class Settling:
         self._clear = clear
         self._brake = brake
         self._brake_after = brake_after
+        self._to_ack: list[InHand] = []  # of the I/O thread
         self._paid: queue.SimpleQueue[tuple[Sequence[FollowUp], InHand] | None] = queue.SimpleQueue()
 
     def settle(self, active: Active, settled: Settled) -> None:
@@ -137,16 +140,31 @@ class Settling:
         self._brake(in_hand.active, "stopped at a delivery that cannot be buried")
 
     def _ack(self, in_hand: InHand) -> None:
-        self._hand.finish([in_hand])
-        # A tag belongs to the channel that delivered it; after a reconnect the message simply comes again.
-        if in_hand.channel.is_open:
-            crash_point(crash_points.acking, in_hand.delivery.queue)
-            in_hand.channel.basic_ack(in_hand.tag)
-            crash_point(crash_points.acked, in_hand.delivery.queue)
+        """At the end of this turn of the loop, together with what else it finishes."""
+        if not self._to_ack:
+            self._io.loop.at_turn_end(self._send_acks)
+        self._to_ack.append(in_hand)
 
     def _ack_all(self, batch: Sequence[InHand]) -> None:
         for in_hand in batch:
             self._ack(in_hand)
+
+    def _send_acks(self) -> None:
+        batch, self._to_ack = self._to_ack, []
+        self._hand.finish(batch)
+        by_channel: dict[Channel, list[InHand]] = {}
+        for in_hand in batch:
+            by_channel.setdefault(in_hand.channel, []).append(in_hand)
+        for channel, together in by_channel.items():
+            # A tag belongs to the channel that delivered it; after a reconnect the message simply comes again.
+            if not channel.is_open:
+                continue
+            for in_hand in together:
+                crash_point(crash_points.acking, in_hand.delivery.queue)
+            for tag, multiple in together[0].tags.ack(in_hand.tag for in_hand in together):
+                channel.basic_ack(tag, multiple)
+            for in_hand in together:
+                crash_point(crash_points.acked, in_hand.delivery.queue)
 
     def _cleared(self, paid: Sequence[FollowUp]) -> bool:
         while True:

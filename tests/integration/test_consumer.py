@@ -8,12 +8,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from pika.channel import Channel
 from pika.exceptions import ChannelClosedByBroker
 
 from deploy.local import Stack
 from shared.domain.errors import DatabaseAway
 from shared.domain.messages import Delivery
-from shared.domain.outcome import DeadLetter, Done, FollowUp, Hold, Outcome
+from shared.domain.outcome import DeadLetter, Done, FollowUp, Hold, Outcome, Verdict
 from shared.domain.task import Reason, Stage, task_id_for
 from tests.integration.broker_lab import BrokerLab, a_message, body_of
 from tests.waiting import eventually
@@ -66,6 +67,39 @@ def test_what_is_there_is_handled_in_batches_and_acked(lab: BrokerLab) -> None:
     assert max(handler.batches) <= 20
     assert stop(broker, lab)
     assert lab.depth() == 0
+
+
+def test_a_batch_takes_few_acks_and_they_spare_what_is_still_in_hand(
+    lab: BrokerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acks: list[tuple[int, bool]] = []
+    ack = Channel.basic_ack
+
+    def acked(self: Channel, delivery_tag: int = 0, multiple: bool = False) -> None:
+        acks.append((delivery_tag, multiple))
+        ack(self, delivery_tag, multiple)
+
+    monkeypatch.setattr(Channel, "basic_ack", acked)
+    late: Future[Verdict] = Future()
+    go = threading.Event()
+    answers = {"gate": lambda: Done() if go.wait(20) else Hold(), "late": lambda: late}
+    handler = Handler(lambda body: answers.get(body, Done)())
+    broker = lab.broker(handler, prefetch=40, batch=40)
+    consumer = broker.consumer
+    assert consumer is not None
+    broker.publish([a_message("first")]).result(10)
+    eventually(lambda: len(acks) == 1, within=10, what="from here on the whole prefetch")
+    broker.publish([a_message("gate")]).result(10)
+    eventually(lambda: handler.seen == ["first", "gate"], within=10, what="the handler busy")
+
+    broker.publish([a_message(body) for body in [*range(10), "late", *range(10)]]).result(10)
+    eventually(lambda: consumer._active["orders"].inbox.qsize() == 21, within=10, what="one batch")
+    go.set()
+    eventually(lambda: len(acks) == 13 and consumer.in_hand == 1, within=10, what="all but one acked")
+    stop(broker, lab, within=0.1)
+
+    assert acks == [(1, False), (2, False), (12, True), *[(tag, False) for tag in range(14, 24)]]
+    assert [body for _, body in lab.taken()] == ["late"]
 
 
 def test_a_follow_up_is_in_its_queue_before_the_delivery_is_acked(lab: BrokerLab) -> None:
