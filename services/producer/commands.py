@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from services.producer.orders import BadOrder, Mistake, Offer, read_order
+from services.producer.orders import BadOrder, Offer, read_order
 from services.producer.publish import NotConfirmed, publish_all
 from shared.broker.broker import Broker
 from shared.broker.topology import topology
@@ -24,6 +24,7 @@ from shared.database.history import History, Standing
 from shared.database.tasks import Tasks
 from shared.domain.errors import DatabaseAway
 from shared.domain.messages import Artifact, Order, order_placed
+from shared.domain.mistakes import Mistake
 from shared.domain.task import Status
 from shared.observe.trace import new_trace_id, traceparent_of
 from shared.providers.registry import load_backends

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from pydantic import ValidationError
 from pydantic_core import from_json, to_json
@@ -10,25 +10,13 @@ from pydantic_core import from_json, to_json
 from shared.domain.canary_order import CANARY_POOL
 from shared.domain.errors import DarkroomError
 from shared.domain.messages import MAX_ORDER_BYTES, Choice, Order, order_placed
+from shared.domain.mistakes import WHOLE, Mistake, mistakes_in
 from shared.providers.registry import BackendConfig
 from shared.providers.table import Table
 from shared.providers.workflow import Workflows
 
-#: Stands for the field when the mistake is in the order as a whole.
-WHOLE: Final = "order"
 #: The adapter whose jobs are always workflows of ours.
 _TAKES_WORKFLOWS: Final = "comfyui"
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """What is wrong with one field; `message` is the end of a sentence that begins with the field."""
-
-    field: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.message}"
 
 
 class BadOrder(DarkroomError):
@@ -130,21 +118,8 @@ def with_key(raw: bytes, key: str) -> bytes:
 
 def bad_order(error: ValidationError) -> BadOrder:
     """Every mistake that pydantic found, in our words."""
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    is_json = all(problem["type"] != "json_invalid" for problem in problems)
-    return BadOrder([_mistake(problem) for problem in problems], is_json=is_json)
-
-
-def _mistake(problem: Mapping[str, Any]) -> Mistake:
-    field = ".".join(str(part)[:64] for part in problem["loc"]) or WHOLE
-    match problem["type"]:
-        case "missing":
-            return Mistake(field, "is missing")
-        case "extra_forbidden":
-            return Mistake(field, "is unknown")
-        case "json_invalid":
-            return Mistake(field, str(problem["msg"]).replace("Invalid JSON", "is not JSON"))
-    return Mistake(field, str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input "))
+    is_json = all(problem["type"] != "json_invalid" for problem in error.errors())
+    return BadOrder(mistakes_in(error), is_json=is_json)
 
 
 def _list(names: Iterable[str]) -> str:

@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match, Route
 
-from services.producer.orders import Mistake
 from shared.domain.errors import DarkroomError, DatabaseAway, StorageAway
+from shared.domain.mistakes import Mistake
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from services.producer.answers import Cancellation, OrderPage, OrderStatus
 from services.producer.bodies import body_of, refusal
 from services.producer.database_calls import DatabaseCalls
-from services.producer.orders import BadOrder, Mistake, bad_order
+from services.producer.orders import BadOrder, bad_order
 from services.producer.problem import Refused
 from shared.database.listing import Filter, Place
 from shared.domain.messages import Artifact, Key
+from shared.domain.mistakes import Mistake
 from shared.domain.task import Status, Task, task_id_for
 from shared.observe.logs import bound
 

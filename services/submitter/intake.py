@@ -27,6 +27,7 @@ from shared.domain.messages import (
     event,
     permit,
 )
+from shared.domain.mistakes import mistakes_in
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Outcome
 from shared.domain.task import Priority, Reason, Stage, Status, Task
 from shared.observe.logs import bound
@@ -274,7 +275,7 @@ def _order(delivery: Delivery, body: dict[str, Any]) -> Order | Problem:
     try:
         return Order.model_validate(body)
     except ValidationError as error:
-        return Problem(Reason.INVALID_MESSAGE, _named(error))
+        return Problem(Reason.INVALID_MESSAGE, "; ".join(map(str, mistakes_in(error))))
 
 
 def _letter(row: Task) -> DeadLetter:
@@ -288,7 +289,3 @@ def _letter(row: Task) -> DeadLetter:
         then=[event(row, "failed")],
         follow_up_of=[FollowUp(row.id, row.version)],
     )
-
-
-def _named(error: ValidationError) -> str:
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'order'}: {e['msg']}" for e in error.errors())

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from services.producer.orders import BadOrder, read_order
 from services.submitter.intake import Intake
 from shared.domain.messages import MAX_ORDER_BYTES, ORDER_PLACED, Choice, Delivery, order_placed
 from shared.domain.outcome import DeadLetter, Done, FollowUp, Outcome
@@ -121,7 +122,7 @@ BAD: list[tuple[dict[str, Any], Reason, str]] = [
     ({"metadata": {"x": [[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]}}, Reason.INVALID_MESSAGE, "nested"),
     ({"order_id": "a\x00b"}, Reason.INVALID_MESSAGE, "order_id"),
     ({"metadata": {"x": "y" * MAX_ORDER_BYTES}}, Reason.INVALID_MESSAGE, "bytes"),
-    ({"\x00": 1}, Reason.INVALID_MESSAGE, "Extra"),
+    ({"\x00": 1}, Reason.INVALID_MESSAGE, "is unknown"),
 ]
 
 
@@ -138,6 +139,17 @@ def test_a_bad_order_with_a_readable_key_is_a_failed_row_a_letter_and_an_event(i
         assert [message.routing_key for message in outcome.then] == ["order.failed"]
         assert outcome.follow_up_of == [FollowUp(row.id, row.version)]
         assert row.due_at is not None, "until the letter and the event are confirmed"
+
+
+def test_a_bad_order_is_told_what_is_wrong_in_the_words_that_http_has_for_it(intake: Intake, rows: Rows) -> None:
+    order = GOOD | {"metadata": {"a": "\x00"}, "priority": "urgent", "shape": "of tomorrow"}
+    with pytest.raises(BadOrder) as refused:
+        read_order(json.dumps(order).encode())
+
+    one(intake, raw(order))
+
+    assert set(row_of(rows, "k").detail.split("; ")) == set(str(refused.value).split("; "))
+    assert "shape: is unknown" in row_of(rows, "k").detail
 
 
 @pytest.mark.parametrize("type_", ["order.placed.v9", "\ud800", None])
