@@ -169,6 +169,13 @@ def test_the_database_refuses_a_backend_that_does_not_exist_and_a_plan_without_i
         )
 
 
+def test_nobody_who_takes_rows_waits_for_a_plan_that_is_being_made(rows: Rows) -> None:
+    rows.pending()
+    with rows.engine.begin() as connection:
+        connection.execute(sa.text("select 1 from backends order by name for key share"))  # as a foreign key asks
+        assert len(rows.take()) == 1
+
+
 # --- plans
 
 
