@@ -105,8 +105,8 @@ def _is_made(folder: Path) -> bool:
     return True
 
 
-def _is_inside(folder: Path, path: Path) -> bool:
-    return path == folder or os.fspath(path).startswith(f"{folder}{os.sep}")
+def _is_inside(folder: Path, path: str | Path) -> bool:
+    return os.fspath(path) == os.fspath(folder) or os.fspath(path).startswith(f"{folder}{os.sep}")
 
 
 def _counter_of(name: str, stem: str) -> int:
@@ -213,10 +213,10 @@ def view(request: Request, folders: Folders, is_modern: bool) -> Response:
     kind = annotated.group(1) if annotated else query.get("type", "output")
     if kind not in _KINDS:
         return Response(400)
-    folder = Path(os.path.normpath(folders.of(kind) / query.get("subfolder", "")))
+    folder = os.path.normpath(os.path.join(folders.of(kind), query.get("subfolder", "")))
     if not _is_inside(folders.of(kind), folder):
         return Response(403)
-    path = folder / os.path.basename(name)
+    path = Path(folder, os.path.basename(name))
     if not path.is_file():
         return Response(404)
     if "preview" in query:

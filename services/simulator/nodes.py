@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
 
 from .files import Folders
+from .png import png
 
 Images = list[Image.Image]
 
@@ -177,29 +177,24 @@ def _preview_image(node_id: str, values: Mapping[str, Any], run: Run) -> Result:
 def _save(images: Images, prefix: str, kind: str, compression: int, run: Run) -> Result:
     """Write each picture in place under the next free number, with graph and extra_pnginfo as text chunks."""
     folder, stem, subfolder, counter = run.folders.place_to_save(prefix, kind, images[0].size)
-    about = _text_chunks(run)
+    texts = _texts(run)
     entries = []
     for number, picture in enumerate(images):
         if not run.still_wanted():
             raise Interrupted
         name = f"{stem.replace('%batch_num%', str(number))}_{counter + number:05}_.png"
-        target = io.BytesIO()
-        picture.save(target, "PNG", pnginfo=about, compress_level=compression)
-        data = target.getvalue()
+        data = png(picture, texts, compression)
         is_cut = run.is_corrupt and kind == "output"
-        with (folder / name).open("wb", buffering=0) as file:
+        with open(f"{folder}/{name}", "wb", buffering=0) as file:
             file.write(data[: len(data) // 2] if is_cut else data)
         entries.append({"filename": name, "subfolder": subfolder, "type": kind})
         run.saved += kind == "output"
     return Result((images,), {"images": entries})
 
 
-def _text_chunks(run: Run) -> PngInfo:
-    chunks = PngInfo()
-    chunks.add_text("prompt", run.graph_text)
-    for name, value in (run.extra_data.get("extra_pnginfo") or {}).items():
-        chunks.add_text(name, json.dumps(value))
-    return chunks
+def _texts(run: Run) -> list[tuple[str, str]]:
+    more = run.extra_data.get("extra_pnginfo") or {}
+    return [("prompt", run.graph_text), *((name, json.dumps(value)) for name, value in more.items())]
 
 
 def new_temp_suffix() -> str:
