@@ -226,7 +226,8 @@ def test_the_overview_names_what_is_wrong_and_since_when(lab: ConsoleLab) -> Non
 
     lab.slots.set_health("gpu-2", "down", "refused")
     lab.slots.pause("gpu-3", "ann", "new driver", None)
-    lab.age(lab.pending(), changed_at=7200)
+    alone = lab.age(lab.pending(), changed_at=7200)
+    lab.sql("update tasks set pinned_backend = 'gpu-3'")
     lab.sql(
         "insert into dead_letters (identity, stage, reason, detail, fingerprint, headers, at)"
         " values ('i', 'orders', 'invalid_message', 'd', 'f', '{}', now() - interval '3 hours')"
@@ -234,7 +235,9 @@ def test_the_overview_names_what_is_wrong_and_since_when(lab: ConsoleLab) -> Non
     lab.exporter.turn()
     text = " ".join(read(browser.get("/").text).text.split())
 
-    assert "3 things ask for you" in text
+    assert "4 things ask for you" in text
+    assert "1 order waits for gpu-3 alone, which takes no work" in text
+    assert "gpu-3 alone; blocked: it is paused (new driver)" in browser.get(f"/orders/{alone.id}").text
     assert "gpu-2 does not answer for" in text
     assert "gpu-3 is paused: new driver" in text
     assert "1 dead letter waits for a decision for 3 h" in text

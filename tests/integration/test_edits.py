@@ -172,3 +172,20 @@ def test_an_order_may_go_to_another_pool_with_the_inputs_it_has(lab):
     done = edited(lab, letter, {}, pool="wan")
     assert (done.revision, done.replay.task.pool) == (None, "wan")
     assert json.loads(json.dumps(done.diff)) == {}
+
+
+def test_an_order_may_go_to_one_backend_alone_in_whatever_pool_that_is(lab):
+    backends = ((1, "comfyui"), (2, "other-pool"))
+    lab.slots.sync([(f"gpu-{n}", pool, "comfyui", "http://127.0.0.1:1", 100, 60.0) for n, pool in backends])
+    (letter,) = lab.dead(1)
+    refused = edited(lab, letter, {}, pool="comfyui", backend="gpu-2")
+    assert refused == Refused("gpu-2 serves pool other-pool, not comfyui")
+    assert edited(lab, letter, {}, backend="moon") == Refused(
+        "no backend in use is called 'moon'; there are: gpu-1, gpu-2"
+    )
+    done = edited(lab, letter, {}, backend="gpu-2")
+    assert isinstance(done, Edited)
+    assert done.replay.task is not None
+    assert (done.replay.task.pool, done.replay.task.pinned_backend) == ("other-pool", "gpu-2")
+    (taken,) = lab.slots.take("other-pool", at_most=5, lease_seconds=60).tasks
+    assert taken.backend == "gpu-2"
