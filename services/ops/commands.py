@@ -1,6 +1,7 @@
 """The `dead` commands. Exit status: 0 all well, 1 something refused or found, 2 could not be done."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any, Final
@@ -18,6 +19,7 @@ from services.ops.replay import Item, Replayer, Result
 from shared.database.letter_states import Deed
 from shared.database.letters import Letters, Page, StoredLetter
 from shared.database.replays import Prediction, Replays, Way
+from shared.database.revisions import Revision, revisions_of
 from shared.database.slots import Slots
 from shared.domain.letters import LetterState, gist
 from shared.terminal import AsJson, ByWhom, Quiet, fail, plain, print_json, printable, settings, table, tell
@@ -117,19 +119,33 @@ def show_letter(letter_id: Annotated[int, typer.Argument(metavar="ID")], as_json
         if letter is None:
             raise fail(f"there is no dead letter {letter_id}", 1)
         replays = letters.replays(letter_id)
+        revisions = revisions_of(engine, letter.task_id) if letter.task_id is not None else []
         (outlook,) = Replays(engine, chosen.default_deadline_seconds).preview([letter_id])
     if as_json:
-        more = {"body": letter.body, "headers": letter.headers, "replays": replays}
+        more = {"body": letter.body, "headers": letter.headers, "replays": replays, "revisions": revisions}
         print_json(_fields(letter) | more | {"replay_now": {"way": outlook.way, "why": outlook.why}})
         return
     rows = list(_fields(letter).items())
     rows += [(f"header {name}", value) for name, value in letter.headers.items()]
     rows += [("replay", f"by {r.by_whom} at {r.at:%Y-%m-%d %H:%M:%S}, {r.result or 'not ended'}") for r in replays]
+    rows += [(f"revision {r.revision}", _revised(r)) for r in revisions]
     rows.append(("a replay now", ("refused: " if outlook.way is Way.REFUSED else "") + outlook.why))
     for name, value in rows:
         if value is not None:
             typer.echo(f"{name + ':':<16} {_lines(str(value))}")
     typer.echo(f"body:\n{_lines(letter.body or '-')}")
+
+
+def _revised(revision: Revision) -> str:
+    """By whom, when, and each input before and after; one that was or is not given is a dash."""
+    changes = [
+        f"{name}: {_input(change, 'before')} -> {_input(change, 'after')}" for name, change in revision.diff.items()
+    ]
+    return f"by {revision.by_whom} at {revision.at:%Y-%m-%d %H:%M:%S}, {'; '.join(changes)}"
+
+
+def _input(change: Mapping[str, Any], side: str) -> str:
+    return json.dumps(change[side], ensure_ascii=False) if side in change else "-"
 
 
 @dead_app.command("export")

@@ -177,6 +177,8 @@ def test_no_page_scrolls_sideways_on_a_phone(lab: LettersLab, url: str, opened: 
         visit.page.goto(path)
         assert not visit.scrolls_sideways(), path
         expect(visit.page.get_by_role("heading", level=1)).to_be_in_viewport()
+        ways = visit.page.get_by_role("navigation", name="Main").get_by_role("link").all()
+        assert len({way.bounding_box()["y"] for way in ways}) == 1, path  # one line
 
 
 def test_a_form_of_another_site_is_refused_though_the_browser_sends_the_cookie(

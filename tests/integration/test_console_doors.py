@@ -171,7 +171,7 @@ def test_a_new_password_opens_the_door_at_once_as_the_page_says(lab: ConsoleLab)
     browser = lab.browser()
     for _ in range(MAX_OF_BOTH + 1):
         closed = browser.sign_in("ann", "wrong")
-    assert "have somebody run `darkroom user password`" in closed.text
+    assert "have somebody run <code>darkroom user password</code>" in closed.text
 
     lab.users.set_password("ann", hash_password("another password", CHEAP), "root")
 

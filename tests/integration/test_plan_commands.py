@@ -134,6 +134,10 @@ def test_edit_sends_a_letter_round_with_other_inputs_and_refuses_what_its_workfl
     assert (done["task_id"], done["revision"]) == (str(task.id), 1)
     assert done["diff"] == {"color": {"before": 7}, "width": {"before": 64, "after": 32}}
     assert lab.row(task).inputs == {"width": 32}
+    assert "revision 1:      by ann at" in (shown := run("show", str(letter))[1])
+    assert "width: 64 -> 32" in shown
+    assert "color: 7 -> -" in shown
+    assert json.loads(run("show", str(letter), "--json")[1])["revisions"][0]["diff"] == done["diff"]
 
 
 def test_edit_without_anything_to_change_is_a_mistake(run, lab):

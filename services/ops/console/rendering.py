@@ -14,7 +14,7 @@ from fastapi import Request
 from fastapi.responses import HTMLResponse, RedirectResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from jinja2.runtime import Context
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from shared.domain.task import Status
 from shared.terminal import duration
@@ -64,6 +64,7 @@ class Pages:
             "plain_json": _plain_json,
             "pretty": _pretty,
             "visible": lambda text: visible(str(text)),
+            "prose": lambda text: prose(str(text)),
             "segment": lambda text: quote(str(text), safe=""),
         }
 
@@ -164,6 +165,17 @@ _UNSEEN: Final = re.compile(
 def visible(text: str) -> str:
     """Foreign text with what cannot be seen, or turns the direction of reading, written out. Pure."""
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_TASK_ID: Final = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b", re.ASCII)
+_COMMAND: Final = re.compile("`([^`]+)`")
+
+
+def prose(text: str) -> Markup:
+    """A sentence of ours: `commands` as code, ids of tasks as links to their orders. Pure."""
+    safe = str(escape(visible(text)))
+    linked = _TASK_ID.sub(lambda found: f'<a class="id" href="/orders/{found[0]}">{found[0]}</a>', safe)
+    return Markup(_COMMAND.sub(r"<code>\1</code>", linked))  # noqa: S704 - escaped above
 
 
 def _plain_json(value: Any) -> str:
