@@ -1,16 +1,20 @@
-"""How long the console's pages take over a large past: every kind of page, found by following links.
+"""How long each page of the console takes over a large past, and how long it takes to plan all dead letters.
 
-    python -m benchmarks.console [--each 20] [--kinds 6]
+    python -m benchmarks.large                      # once: a million tasks, 100,000 dead letters
+    python -m benchmarks.console [--each 20] [--kinds 6] [--write]
 
-Over the database of DARKROOM_DATABASE_URL, or the one called `large` that benchmarks/large.py fills. Asked over a
-loopback socket, one page after the other, so the numbers are those of one person on a quiet machine. A user is made for
-it and taken away again.
+Over the database of DARKROOM_DATABASE_URL, or the one called `large` that benchmarks/large.py fills; plans of all its
+letters, a long story and an audit are added to it. Asked over a loopback socket, one page after the other, so the
+numbers are those of one person. Every route of the application is asked in each way of benchmarks/console_pages.py,
+and besides them what their links lead to. Status 1: a page took longer than 200 ms (its 95th percentile), or is not
+measured. A user is made for it and taken away again. --write puts the table into docs/console/speed.md.
 """
 
 import argparse
 import html
 import http.client
 import os
+import platform
 import re
 import secrets
 import socket
@@ -20,16 +24,24 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
+import sqlalchemy as sa
+
+from benchmarks.console_pages import PAGES, Samples, unmeasured
+from benchmarks.console_rows import prepare
 from benchmarks.large import DATABASE
+from benchmarks.measure import percentile
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
-from services.ops.console.app import create_app
+from services.ops.console.app import Guarded, create_app
 from services.ops.console.parts import Parts
+from services.ops.console.serving import STATEMENT_SECONDS
 from services.ops.exporter import Exporter
 from services.ops.replay import Replayer
 from shared.config import SettingsError
@@ -46,34 +58,93 @@ from shared.storage import Artifacts
 
 _USER: Final = "benchmark"
 _LIMIT_MS: Final = 200.0
+#: For a form that plans or looks at all letters: a person waits for it once.
+_FORM_LIMIT_MS: Final = 10_000.0
 #: Not what is downloaded: no page, and as long as the past is.
 _LINK: Final = re.compile(r'(?:href|hx-get)="(/[^"#]*)"(?! download)')
 _NAME: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{16,64}|\d+")
-#: Where no link leads: names that somebody types, filters of forms.
-_TYPED: Final = (
-    "/orders?q=nothing-like-this",
-    "/orders?status=cancelled",
-    "/orders?status=failed&pool=nobodys",
-    "/orders?pool=fal&status=submitting",
-    "/letters/list?state=any&text=nothing-like-this",
-    "/letters/list?state=any&text=the",
-    "/audit?action=dead+letter+replay",
-    "/audit?by=nobody",
-    "/audit?subject=nothing",
-)
+_CSRF: Final = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
+_DOC: Final = ROOT / "docs/console/speed.md"
+_MARK: Final = "<!-- what follows is written by python -m benchmarks.console --write -->"
+#: Pages found by links that the table names.
+_NAMED: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """One address. times -- milliseconds of each answer but the first, which warms what the database keeps in memory"""
+
+    route: str
+    name: str
+    path: str
+    times: Sequence[float]
+    limit: float = _LIMIT_MS
+
+    @property
+    def p95(self) -> float:
+        return percentile(self.times, 0.95)
+
+    @property
+    def line(self) -> str:
+        slow = "" if self.p95 <= self.limit else " **too slow**"
+        name = f"`{self.route}`" + (f" {self.name}" if self.name else "")
+        return f"| {name} | {statistics.median(self.times):.0f} | {self.p95:.0f}{slow} | {max(self.times):.0f} |"
+
+
+class Reader:
+    """Somebody who is signed in, and asks one page after the other."""
+
+    def __init__(self, host: str, port: int, password: str) -> None:
+        self._connection = http.client.HTTPConnection(host, port)
+        self._headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"http://{host}:{port}"}
+        self._headers |= {"Cookie": self._cookie(password)}
+
+    def timed(self, path: str, each: int) -> tuple[list[float], int, str]:
+        """Milliseconds, the status, and the page."""
+        self._connection.close()  # the server may have, while nobody asked
+        times: list[float] = []
+        for turn in range(each + 1):
+            begun = time.perf_counter()
+            self._connection.request("GET", path, headers={"Cookie": self._headers["Cookie"]})
+            answer = self._connection.getresponse()
+            text = answer.read().decode()
+            if turn:
+                times.append(1000 * (time.perf_counter() - begun))
+            if answer.status >= 400:
+                break
+        return times, answer.status, text
+
+    def post(self, path: str, **fields: str) -> tuple[float, str]:
+        """Milliseconds, and where the answer leads."""
+        found = _CSRF.search(self.timed("/", 0)[2])
+        begun = time.perf_counter()
+        body = urlencode(fields | {"csrf": found[1] if found else ""})
+        self._connection.request("POST", path, body, self._headers)
+        answer = self._connection.getresponse()
+        answer.read()
+        if answer.status != 303:
+            raise OSError(f"POST {path}: {answer.status}")
+        return 1000 * (time.perf_counter() - begun), str(answer.headers["Location"])
+
+    def _cookie(self, password: str) -> str:
+        self._connection.request("POST", "/login", urlencode({"name": _USER, "password": password}), self._headers)
+        answer = self._connection.getresponse()
+        answer.read()
+        return str(answer.headers["Set-Cookie"]).partition(";")[0]
 
 
 @contextmanager
-def served(url: str) -> Iterator[tuple[str, int, str]]:
-    """The console over this database: host, port and the cookie of somebody who is signed in."""
-    engine, password = connect(url, pool_size=4, statement_timeout_seconds=60.0), secrets.token_urlsafe()
+def served(url: str) -> Iterator[tuple[Guarded, Reader, sa.Engine]]:
+    """The console over this database, somebody who is signed in, and connections beside its own."""
+    engine, password = connect(url, pool_size=4, statement_timeout_seconds=STATEMENT_SECONDS), secrets.token_urlsafe()
+    beside = connect(url, pool_size=2, statement_timeout_seconds=300.0)
     pools = ["comfyui"]
     measured = metrics.build("ops", pools=pools, backends=["gpu-1"], queues=[])
-    exporter = Exporter(engine, measured, pools=pools, backends=["gpu-1"])
+    exporter = Exporter(beside, measured, pools=pools, backends=["gpu-1"])
     begun = time.monotonic()
     exporter.turn()
     print(f"the exporter's questions, which pages show and never ask: {time.monotonic() - begun:.1f} s")
-    users = Users(engine)
+    users = Users(beside)
     users.remove(_USER, _USER)
     users.add(_USER, Role.EDITOR, hash_password(password), _USER)
     replayer = Replayer(Replays(engine, 86400.0), publish=lambda _: None, pools=pools, metrics=measured)
@@ -88,77 +159,122 @@ def served(url: str) -> Iterator[tuple[str, int, str]]:
             retry=RetryPolicy(max_charged=5, first_seconds=10.0, factor=3.0, cap_seconds=900.0),
             default_deadline_seconds=86400.0,
         )
-        server = http_server(create_app(parts), 1.0)
+        app = create_app(parts)
+        server = http_server(app, 1.0)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         host, port = listener.getsockname()
         try:
-            yield host, port, _signed_in(host, port, password)
+            yield app, Reader(host, port, password), beside
         finally:
             server.should_exit = True
             thread.join(5.0)
             users.remove(_USER, _USER)
             engine.dispose()
+            beside.dispose()
 
 
-def measure(host: str, port: int, cookie: str, *, each: int, kinds: int) -> Mapping[str, list[float]]:
-    """Milliseconds by page; of each kind of page at most `kinds` are asked, each of them `each` times."""
-    connection = http.client.HTTPConnection(host, port)
-    found: dict[str, list[float]] = {}
-    of_kind: defaultdict[str, int] = defaultdict(int)
-    waiting = deque(["/", *_TYPED])
-    while waiting:
-        path = waiting.popleft()
-        kind = _NAME.sub("*", path)
-        if path in found or "/pictures/" in path or path.startswith("/static") or of_kind[kind] >= kinds:
-            continue
-        of_kind[kind] += 1
-        found[path] = []
-        for turn in range(each + 1):  # the first warms what the database keeps in memory, and is not counted
-            begun = time.perf_counter()
-            connection.request("GET", path, headers={"Cookie": cookie})
-            answer = connection.getresponse()
-            text = answer.read().decode()
-            if turn:
-                found[path].append(1000 * (time.perf_counter() - begun))
-            elif answer.status == 200:
-                waiting += [html.unescape(link) for link in _LINK.findall(text)]
-            else:
-                del found[path]
-                break
-    connection.close()
+def named(reader: Reader, samples: Samples, each: int) -> list[Timed]:
+    """Every page in every way that has a name. Raises OSError where one is not served."""
+    found = []
+    for route, ways in PAGES.items():
+        for name, path in ways(samples):
+            times, status, _ = reader.timed(path, each)
+            if status not in (200, 303):
+                raise OSError(f"GET {path}: {status}")
+            found.append(Timed(route=route, name=name, path=path, times=times))
     return found
 
 
-def _signed_in(host: str, port: int, password: str) -> str:
-    connection = http.client.HTTPConnection(host, port)
-    headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"http://{host}:{port}"}
-    connection.request("POST", "/login", urlencode({"name": _USER, "password": password}), headers)
-    answer = connection.getresponse()
-    answer.read()
-    return str(answer.headers["Set-Cookie"]).partition(";")[0]
+def linked(reader: Reader, known: Sequence[Timed], each: int, kinds: int) -> list[Timed]:
+    """Pages that links lead to, beyond the known ones; of each kind of page at most `kinds`."""
+    seen = {one.path for one in known}
+    found: list[Timed] = []
+    of_kind: defaultdict[str, int] = defaultdict(int)
+    waiting = deque(one.path for one in known)
+    while waiting:
+        path = waiting.popleft()
+        kind = _NAME.sub("*", path)
+        is_new = path not in seen
+        if is_new and ("/pictures/" in path or path.startswith("/static") or of_kind[kind] >= kinds):
+            continue
+        of_kind[kind] += is_new
+        times, status, text = reader.timed(path, each if is_new else 0)
+        if status == 200:
+            waiting += [link for link in map(html.unescape, _LINK.findall(text)) if link not in seen]
+            if is_new:
+                found.append(Timed(route=urlsplit(path).path, name=urlsplit(path).query[:80], path=path, times=times))
+        seen.add(path)
+    return found
+
+
+def planned(reader: Reader, engine: sa.Engine) -> list[Timed]:
+    """How long the forms take that plan all letters and look at such a plan again; the plans are gone afterwards."""
+    made, looked = [], []
+    for _ in range(3):
+        took, plan = reader.post("/plans", which="all", state="any", plan_note=_USER)
+        made.append(took)
+        looked.append(reader.post(f"{plan}/preview")[0])
+    with engine.begin() as c:
+        c.execute(sa.text("delete from plans where note = :note"), {"note": _USER})
+    return [
+        Timed(route="POST /plans", name="of all letters", path="", times=made, limit=_FORM_LIMIT_MS),
+        Timed(route="POST /plans/{plan_id}/{what}", name="to look again", path="", times=looked, limit=_FORM_LIMIT_MS),
+    ]
+
+
+def _table(pages: Sequence[Timed], forms: Sequence[Timed], others: Sequence[Timed]) -> str:
+    lines = ["| page | median ms | 95 % ms | longest ms |", "|---|---:|---:|---:|"]
+    lines += [one.line for one in (*pages, *forms)]
+    lines += ["", f"{len(others)} more pages that their links lead to; the slowest of them:", "", *lines[:2]]
+    return "\n".join([*lines, *(one.line for one in sorted(others, key=lambda one: -one.p95)[:_NAMED])])
+
+
+def _conditions(engine: sa.Engine, load: float, each: int) -> str:
+    tables = ("tasks", "dead_letters", "plan_items", "operator_actions")
+    with engine.begin() as c:
+        tasks, letters, items, actions = (
+            c.execute(sa.select(sa.func.count()).select_from(sa.table(table))).scalar_one() for table in tables
+        )
+        version = c.execute(sa.text("show server_version")).scalar_one()
+        memory = c.execute(sa.text("show shared_buffers")).scalar_one()
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {gigabytes:.0f} GB of memory, PostgreSQL {version}"
+        f" (shared_buffers {memory}), Python {platform.python_version()}, everything on one machine;\n"
+        f"{tasks:,} tasks, {letters:,} dead letters, {items:,} letters in plans, {actions:,} lines of audit; each\n"
+        f"page {each} times, one after the other. Load average of the machine when it began {load:.1f}, when it ended"
+        f" {os.getloadavg()[0]:.1f}."
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.console")
     parser.add_argument("--each", type=int, default=20, help="times each page is asked")
-    parser.add_argument("--kinds", type=int, default=6, help="pages of one kind that are asked at most")
+    parser.add_argument("--kinds", type=int, default=6, help="pages of one kind found by links, at most")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/console/speed.md")
     options = parser.parse_args()
+    load = os.getloadavg()[0]
     try:
         url = os.environ.get("DARKROOM_DATABASE_URL") or Stack(ROOT / ".local").database.url_of(DATABASE)
-        with served(url) as (host, port, cookie):
-            found = measure(host, port, cookie, each=options.each, kinds=options.kinds)
+        with served(url) as (app, reader, engine):
+            if forgotten := unmeasured(app.app):
+                sys.stderr.write(f"not measured, or no page any more: {', '.join(sorted(forgotten))}\n")
+                return 1
+            pages = named(reader, prepare(engine), options.each)
+            others = linked(reader, pages, max(1, options.each // 4), options.kinds)
+            forms = planned(reader, engine)
+            text = f"{_conditions(engine, load, options.each)}\n\n{_table(pages, forms, others)}\n"
     except (StackProblem, SettingsError) as problem:
         sys.stderr.write(f"{problem}\n")
         return 2
-    slowest = 0.0
-    for path, times in sorted(found.items(), key=lambda item: -statistics.median(item[1])):
-        slowest = max(slowest, statistics.median(times))
-        shown = urlsplit(path)
-        name = shown.path + (f"?{shown.query[:70]}" if shown.query else "")
-        print(f"{statistics.median(times):7.1f} ms  {max(times):7.1f} ms  {name}")
-    print(f"{len(found)} pages, the slowest {slowest:.0f} ms (median of {options.each}), the limit {_LIMIT_MS:.0f} ms")
-    return 0 if slowest < _LIMIT_MS else 1
+    print(text)
+    if options.write:
+        _DOC.write_text(f"{_DOC.read_text().partition(_MARK)[0]}{_MARK}\n\n{text}")
+    slow = [one for one in (*pages, *others, *forms) if one.p95 > one.limit]
+    for one in slow:
+        sys.stderr.write(f"{one.p95:.0f} ms: {one.path or one.route}\n")
+    return 1 if slow else 0
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Reads of the table `dead_letters`: by filter in pages, by id, and how often a letter went round. Changes nothing."""
 
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -103,6 +104,16 @@ class Page:
     newest_first: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search came to. down_to -- the letter with the least id that was looked at when its time was over; None:
+    there was nothing more to look through, or enough was found
+    """
+
+    letters: Sequence[StoredLetter]
+    down_to: int | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReplayRow:
     """One row of `replays`."""
@@ -125,7 +136,7 @@ LISTED: Final = (
 WHOLE: Final = LISTED.replace("cast(null as text) as body", "d.body")
 
 #: The driver writes values into the text, so the planner drops what does not narrow.
-_MATCHING: Final = """
+_NARROWED: Final = """
 (cast(:reason as text) is null or d.reason = :reason)
     and (cast(:stage as text) is null or d.stage = :stage)
     and (cast(:pool as text) is null or d.pool = :pool)
@@ -138,14 +149,26 @@ _MATCHING: Final = """
     and (cast(:order_id as text) is null
         or d.task_id = any(array(select t.id from tasks t where t.order_id = :order_id)))
     and (cast(:task_id as uuid) is null or d.task_id = :task_id)
-    and (cast(:text as text) is null or position(:text in d.detail) > 0)
 """
+_MATCHING: Final = f"{_NARROWED} and (cast(:text as text) is null or position(:text in d.detail) > 0)"
 _BEYOND: Final = """
     and (cast(:after as bigint) is null or d.id > :after) and (cast(:before as bigint) is null or d.id < :before)
 """
 _UP: Final = sa.text(f"select {LISTED} from dead_letters d where {_MATCHING} {_BEYOND} order by d.id limit :limit")
 _DOWN: Final = sa.text(
     f"select {LISTED} from dead_letters d where {_MATCHING} {_BEYOND} order by d.id desc limit :limit"
+)
+_LOOK: Final = sa.text(f"""
+with stretch as (
+    select d.id, position(:text in d.detail) > 0 as fits from dead_letters d
+    where {_NARROWED} {_BEYOND} order by d.id desc limit :stretch
+)
+select count(*) as looked, min(id) as down_to,
+    array(select id from stretch where fits order by id desc limit :limit) as ids
+from stretch
+""")
+_LISTED_OF: Final = sa.text(
+    f"select {LISTED} from dead_letters d where d.id = any(cast(:ids as bigint[])) order by d.id desc"
 )
 _IDS: Final = sa.text(f"select d.id from dead_letters d where {_MATCHING} order by d.id limit :limit")
 _COUNT: Final = sa.text(f"select count(*) from (select 1 from dead_letters d where {_MATCHING} limit :limit) found")
@@ -187,6 +210,27 @@ class Letters:
         letters = [StoredLetter(**row._mapping) for row in found]
         return letters if is_downwards == page.newest_first else letters[::-1]
 
+    def search(self, wanted: LetterFilter, limit: int, before: int | None, seconds: float, stretch: int) -> Found:
+        """The newest letters below `before` in whose details the filter's text stands, for no longer than `seconds`.
+
+        stretch -- letters that are looked through at once
+
+        There is no index of texts, so that looking through 100,000 tracebacks for a word that none of them has would
+        take as long as they are.
+        """
+        values = _values(wanted) | {"after": None, "stretch": stretch}
+        begun, ids, down_to = time.monotonic(), list[int](), before
+        while True:
+            row = self._look(values | {"before": down_to, "limit": limit - len(ids)})
+            ids += row.ids
+            is_all = row.looked < stretch
+            down_to = down_to if row.down_to is None else row.down_to
+            if is_all or len(ids) >= limit or time.monotonic() - begun >= seconds:
+                break
+        rows = in_transaction(self.engine, lambda c: c.execute(_LISTED_OF, {"ids": ids}).all())
+        letters = [StoredLetter(**row._mapping) for row in rows]
+        return Found(letters, None if is_all or len(ids) >= limit else down_to)
+
     def ids(self, wanted: LetterFilter, limit: int | None = None) -> list[int]:
         """The ids of all letters of the filter, or of the oldest `limit`."""
         return in_transaction(self.engine, lambda c: ids_in(c, wanted, limit))
@@ -212,6 +256,9 @@ class Letters:
     def _stretch(self, values: dict[str, Any]) -> list[StoredLetter]:
         found = in_transaction(self.engine, lambda c: c.execute(_WHOLE_UP, values).all())
         return [_shown(StoredLetter(**row._mapping)) for row in found]
+
+    def _look(self, values: dict[str, Any]) -> sa.Row[Any]:
+        return in_transaction(self.engine, lambda c: c.execute(_LOOK, values).one())
 
     def get(self, ids: Iterable[int]) -> dict[int, StoredLetter]:
         """Letters by id, with their bodies as people may see them; unknown ones are missing."""

@@ -1,11 +1,10 @@
 """What a browser makes of a page: its elements, and the text a person reads."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
 
-from fastapi.routing import APIRoute
+from benchmarks.console_pages import routes_of
 
 #: Elements without an end.
 _VOID = frozenset({"br", "hr", "img", "input", "link", "meta", "rect"})
@@ -62,15 +61,6 @@ def read(html: str) -> Page:
     reader.feed(html)
     reader.close()
     return reader.page
-
-
-def routes_of(app: Any) -> Iterator[APIRoute]:
-    """Every route, those of included routers too."""
-    for route in app.routes:
-        if isinstance(route, APIRoute):
-            yield route
-        elif hasattr(route, "original_router"):
-            yield from routes_of(route.original_router)
 
 
 def posts_of(app: Any) -> set[str]:

@@ -1,5 +1,6 @@
 """Dead letters in the console: found by kind, by filter and one by one; what is said about them, and decided."""
 
+import html
 import json
 import re
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 
 from shared.database.users import Role
 from shared.domain.task import Reason, Status
+from tests.integration.console_pages import read
 from tests.integration.letters_lab import LettersLab
 
 _HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(1)>'
@@ -140,9 +142,12 @@ def test_the_ticked_letters_are_discarded_and_no_others(lab: LettersLab) -> None
     first, second, third = lab.ids()
     browser = lab.console.as_(Role.OPERATOR, "ann")
 
-    answer = browser.post(
-        "/letters/close", deed="discard", id=[first, third], why="no longer wanted", back="/letters/list"
-    )
+    fields = {"deed": "discard", "id": [first, third], "why": "no longer wanted", "back": "/letters/list"}
+    asked = browser.post("/letters/close", **fields)
+    assert "Discard 2 letters for good?" in asked.text
+    assert (asked.status_code, lab.ids(), lab.console.actions()) == (200, [first, second, third], [])
+
+    answer = browser.post("/letters/close", **_confirmed(asked.text))
 
     assert (answer.status_code, answer.headers["Location"]) == (303, "/letters/list")
     assert lab.said(browser, "/letters/list") == "2 discarded"
@@ -151,6 +156,50 @@ def test_the_ticked_letters_are_discarded_and_no_others(lab: LettersLab) -> None
         ("ann", "dead letter discard", str(first)),
         ("ann", "dead letter discard", str(third)),
     ]
+
+
+def test_who_discards_a_whole_list_is_asked_about_the_letters_that_were_there_then(lab: LettersLab) -> None:
+    lab.dead()
+    lab.dead()
+    there = lab.ids()
+    browser = lab.console.as_(Role.OPERATOR, "ann")
+
+    asked = browser.post("/letters/close", deed="discard", which="all", reason="execution_failed", why="x").text
+    lab.dead()
+    (later,) = set(lab.ids()) - set(there)
+    browser.post("/letters/close", **_confirmed(asked))
+
+    assert "Discard 2 letters for good?" in asked
+    assert lab.ids() == [later]
+
+
+def _confirmed(page: str) -> dict[str, list[str]]:
+    """What the form on this page posts when its button is pressed."""
+    fields: dict[str, list[str]] = {"deed": ["discard"]}
+    for one in read(page).all("input"):
+        if one.get("type") == "hidden" and one["name"] != "csrf":
+            fields.setdefault(one["name"], []).append(one["value"])
+    return fields
+
+
+def test_a_text_is_looked_for_no_longer_than_a_page_may_take(lab: LettersLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.ops.console.letters._SEARCH_SECONDS", 0.0)
+    monkeypatch.setattr("services.ops.console.letters._STRETCH", 2)
+    lab.dead(detail="the needle")
+    for number in range(4):
+        lab.dead(detail=f"hay {number}")
+    browser = lab.console.as_(Role.OPERATOR)
+
+    pages, path = [], "/letters/list?text=needle"
+    while path and len(pages) < 5:
+        pages.append(page := browser.get(path).text)
+        further = re.search(r'href="([^"]*)" rel="next">Look further', page)
+        path = html.unescape(further[1]) if further else ""
+
+    assert len(pages) == 3
+    assert all("Looked from the newest down to letter" in page for page in pages[:2])
+    assert ["the needle" in page for page in pages] == [False, False, True]
+    assert "Looked from" not in pages[2]
 
 
 def test_all_of_a_list_are_those_that_were_there_when_it_was_shown(lab: LettersLab) -> None:
@@ -218,7 +267,9 @@ def test_what_is_refused_is_said_with_its_reason(lab: LettersLab) -> None:
     browser = lab.console.as_(Role.OPERATOR, "ann")
     browser.post("/letters/close", deed="discard", id=letter, why="x")
 
-    browser.post("/letters/close", deed="discard", id=[letter, 999], why="x", back="//evil.example")
+    fields = {"deed": "discard", "id": [letter, 999], "why": "x", "back": "//evil.example"}
+    assert "evil" not in browser.post("/letters/close", **fields).text
+    browser.post("/letters/close", sure="yes", **fields)
 
     assert lab.said(browser, "/letters") == "2 refused (already discarded by ann; no such letter)"
 

@@ -171,11 +171,22 @@ def test_an_endless_story_is_cut_in_the_middle(lab: ConsoleLab) -> None:
         " select :id, n, now(), 'submitting', 'pending', 'test', 1 from generate_series(10, 2009) n",
         id=task.id,
     )
+    lab.sql(
+        "insert into backends (name, pool, adapter, url, capacity, max_run_seconds)"
+        " values ('gpu-1', 'comfyui', 'comfyui', 'http://127.0.0.1:1', 1, 60)"
+    )
+    lab.sql(
+        "insert into attempts (task_id, attempt, backend, job_key, seed)"
+        " select :id, n, 'gpu-1', gen_random_uuid(), n from generate_series(1, 1000) n",
+        id=task.id,
+    )
 
     page = read(lab.as_(Role.VIEWER).get(f"/orders/{task.id}").text)
 
-    assert "1801 more: darkroom order trace" in page.text
+    assert "more: darkroom order trace" in page.text
+    assert "950 more between the first and the last: darkroom order trace" in page.text
     assert len(page.all("li")) < 250
+    assert len(page.all("tr")) < 60
 
 
 def test_what_an_order_says_is_shown_without_its_secrets(lab: ConsoleLab) -> None:

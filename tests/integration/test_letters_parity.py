@@ -51,7 +51,9 @@ _DEEDS = {
     "note": Deed("/letters/groups/GROUP/note", {"value": "see 12"}, "dead group note GROUP 'see 12'"),
     "owner": Deed("/letters/groups/GROUP/owner", {"value": "ben"}, "dead group owner GROUP ben"),
     "fixed": Deed("/letters/groups/GROUP/fixed", {"value": "1.2"}, "dead group fixed GROUP 1.2"),
-    "discard": Deed("/letters/close", {"deed": "discard", "id": [1, 2], "why": "no"}, "dead discard 1 2 --why no"),
+    "discard": Deed(
+        "/letters/close", {"deed": "discard", "id": [1, 2], "why": "no", "sure": "yes"}, "dead discard 1 2 --why no"
+    ),
     "archive": Deed("/letters/close", {"deed": "archive", "id": [1, 2], "why": "no"}, "dead archive 1 2 --why no"),
     "restore": Deed(
         "/letters/close",
@@ -61,7 +63,7 @@ _DEEDS = {
     ),
     "discard all": Deed(
         "/letters/close",
-        {"deed": "discard", "which": "all", "reason": "execution_failed", "why": "no"},
+        {"deed": "discard", "which": "all", "reason": "execution_failed", "why": "no", "sure": "yes"},
         "dead discard --reason execution_failed --all --why no",
     ),
     "replay": Deed("/letters/replay", {"id": [1, 2]}, "dead replay 1 2"),

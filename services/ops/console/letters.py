@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -34,6 +34,10 @@ _MOST: Final = 10_000
 #: What died within so long of a letter may have died of the same.
 _NEAR: Final = timedelta(minutes=10)
 _NEIGHBOURS: Final = 5
+#: How long a page looks for a text.
+_SEARCH_SECONDS: Final = 0.08
+#: Letters looked through at once for a text: a few milliseconds of short details, 40 of tracebacks out of their rows.
+_STRETCH: Final = 2000
 #: Whether orders or a backend are to blame is judged by what was tried within so long.
 _LATELY: Final = timedelta(hours=1)
 
@@ -42,22 +46,6 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
     """The pages under /letters."""
     router = APIRouter()
     letters, groups = Letters(parts.engine), Groups(parts.engine)
-
-    def lists(wanted: LetterFilter, request: Request) -> dict[str, Any]:
-        """What the list of letters shows: one stretch of them, and the ways to the next and back."""
-        before = whole_number(request.query_params, "before")
-        found = letters.page(wanted, Page(limit=_ROWS + 1, before=before, newest_first=True))
-        shown = found[:_ROWS]
-        return {
-            "letters": shown,
-            "wanted": wanted,
-            "fields": fields_of(wanted),
-            "export": address_of(wanted, "/letters/export"),
-            "count": letters.count(wanted, _MOST + 1) if before or len(found) > _ROWS else len(found),
-            "most": _MOST,
-            "older": _older(request, shown[-1].id) if len(found) > _ROWS else None,
-            "newest": _older(request, None) if before is not None else None,
-        }
 
     @router.get("/letters")
     def all_groups(request: Request) -> Response:
@@ -84,7 +72,7 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         wanted, is_new = filter_of(request.query_params, letters)
         if is_new:
             return RedirectResponse(address_of(wanted), 303)
-        return pages.page(request, "letters.html", choices=_choices(parts), **lists(wanted, request))
+        return pages.page(request, "letters.html", choices=_choices(parts), **_listed(letters, wanted, request))
 
     @router.get("/letters/export")
     def export(request: Request) -> Response:
@@ -103,7 +91,12 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         end = found.last_at + timedelta(seconds=1)
         blame = sentences(read_attribution(parts.engine, end - _LATELY, end, fingerprint))
         return pages.page(
-            request, "group.html", group=found, blame=blame, choices=_choices(parts), **lists(wanted, request)
+            request,
+            "group.html",
+            group=found,
+            blame=blame,
+            choices=_choices(parts),
+            **_listed(letters, wanted, request),
         )
 
     @router.post("/letters/groups/{fingerprint}/{what}")
@@ -137,10 +130,14 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         return pages.page(request, "letter.html", **values)
 
     @router.post("/letters/close")
-    def close_letters(form: Posted, signed: SignedIn) -> Response:
+    def close_letters(request: Request, form: Posted, signed: SignedIn) -> Response:
         deed = _deed(form.text("deed"))
         why = form.text("why", needed="Say why: it is kept with the letter's story.")
         ids = chosen_ids(form, letters)
+        if deed is Deed.DISCARD and len(ids) > 1 and form.text("sure") != "yes":
+            chosen = _chosen_again(form, ids, letters, signed.session.now)
+            again = [("why", why), ("back", back(form, "/letters")), *chosen]
+            return pages.page(request, "discard.html", count=len(ids), fields=again, back=back(form, "/letters"))
         return _told(signed, form, close(letters, deed, ids, signed.session.user, why))
 
     @router.post("/letters/replay")
@@ -148,6 +145,33 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         return _told(signed, form, parts.replayer.replay(chosen_ids(form, letters), signed.session.user))
 
     return router
+
+
+def _listed(letters: Letters, wanted: LetterFilter, request: Request) -> dict[str, Any]:
+    """What the list of letters shows: one stretch of them, and the ways to the next and back."""
+    before = whole_number(request.query_params, "before")
+    found: Sequence[StoredLetter]
+    count: int | None
+    if wanted.text is None:
+        found, down_to = letters.page(wanted, Page(limit=_ROWS + 1, before=before, newest_first=True)), None
+        count = letters.count(wanted, _MOST + 1) if before or len(found) > _ROWS else len(found)
+    else:
+        searched = letters.search(wanted, _ROWS + 1, before, _SEARCH_SECONDS, _STRETCH)
+        found, down_to = searched.letters, searched.down_to
+        count = None if before or len(found) > _ROWS or down_to is not None else len(found)
+    shown = found[:_ROWS]
+    return {
+        "letters": shown,
+        "wanted": wanted,
+        "fields": fields_of(wanted),
+        "export": address_of(wanted, "/letters/export"),
+        "count": count,
+        "most": _MOST,
+        "down_to": down_to,
+        "further": None if down_to is None else _older(request, down_to),
+        "older": _older(request, shown[-1].id) if len(found) > _ROWS else None,
+        "newest": _older(request, None) if before is not None else None,
+    }
 
 
 def chosen_ids(form: Form, letters: Letters) -> list[int]:
@@ -164,6 +188,14 @@ def chosen_ids(form: Form, letters: Letters) -> list[int]:
     if not ids:
         raise Refused(422, "No letter is chosen", "Tick some, or choose all that match.")
     return ids
+
+
+def _chosen_again(form: Form, ids: Sequence[int], letters: Letters, now: datetime) -> list[tuple[str, str]]:
+    """Fields by which another form names the same letters, and none that arrives meanwhile."""
+    if form.text("which") != "all":
+        return [("id", str(one)) for one in ids]
+    wanted = posted_filter(form, letters)
+    return [("which", "all"), *fields_of(replace(wanted, until=wanted.until or now)).items()]
 
 
 def back(form: Form, otherwise: str) -> str:

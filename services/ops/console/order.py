@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -25,11 +25,16 @@ from shared.domain.task import Reason, Status, Task
 from shared.observe.logs import redacted_body
 from shared.terminal import Quiet
 
+T = TypeVar("T")
+
 Number = Annotated[int, Path(ge=0, le=2**31 - 1)]
 
 #: Of a long story: an order may have been given back to wait a thousand times.
 _FIRST: Final = 50
 _LAST: Final = 150
+#: The same of its attempts, and of its dead letters: their rows take longer to show.
+_FIRST_TRIES: Final = 10
+_LAST_TRIES: Final = 40
 _BAR: Final = 1000
 _LEAST: Final = 6
 
@@ -57,7 +62,9 @@ def routes(pages: Pages, parts: Parts) -> APIRouter:
         values: dict[str, Any] = {
             "story": story,
             "task": task,
-            "events": events[:_FIRST] + events[max(_FIRST, len(events) - _LAST) :],
+            "events": _ends(events, _FIRST, _LAST),
+            "attempts": _ends(story.attempts, _FIRST_TRIES, _LAST_TRIES),
+            "letters": _ends(story.letters, _FIRST_TRIES, _LAST_TRIES),
             "left_out": max(0, len(events) - _FIRST - _LAST),
             "first": _FIRST,
             "bars": _bars(stays[-_LAST:]),
@@ -164,6 +171,11 @@ def _totals(stays: Sequence[Stay]) -> dict[str, float | None]:
         before = totals.get(stay.status) or 0.0
         totals[stay.status] = None if Status(stay.status).is_final else before + stay.end - stay.begin
     return totals
+
+
+def _ends(rows: Sequence[T], first: int, last: int) -> Sequence[T]:
+    """The first and the last of many rows. Pure."""
+    return [*rows[:first], *rows[max(first, len(rows) - last) :]]
 
 
 def _page(task: Task) -> str:

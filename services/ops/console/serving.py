@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: No page takes so long; what does is given up.
-_STATEMENT_SECONDS: Final = 10.0
+STATEMENT_SECONDS: Final = 10.0
 #: A page under way at the end of the process is soon done.
 _DRAIN_SECONDS: Final = 5.0
 
@@ -49,7 +49,7 @@ class Console:
         engine = connect(
             settings.database_url.get_secret_value(),
             pool_size=CONSOLE_CONNECTIONS,
-            statement_timeout_seconds=_STATEMENT_SECONDS,
+            statement_timeout_seconds=STATEMENT_SECONDS,
             metrics=service.metrics,
         )
         parts = Parts(
