@@ -8,6 +8,7 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -39,6 +40,9 @@ _PIECE_BYTES: Final = 256 * 1024
 #: The only keys this module makes; anything else names no picture of ours.
 _KEY: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}/\d{1,9}/\d{1,9}\.(png|jpg)", re.ASCII)
 
+#: More than so many at a time are not quicker.
+_SYNCS_AT_ONCE: Final = 8
+
 #: LocalStore writes to `<key>#<n>` and renames. One that is older was left by a process that was killed.
 _ABANDONED_AFTER_SECONDS: Final = 30.0
 
@@ -56,6 +60,7 @@ class Artifacts:
         self._folder = _folder_of(url)
         self._store = _store_for(url, self._folder)
         self._last_put_failed = False
+        self._syncing = ThreadPoolExecutor(_SYNCS_AT_ONCE, thread_name_prefix="sync")
 
     def put(self, task_id: uuid.UUID, attempt: int, index: int, file: BinaryIO) -> Artifact:
         """`write` and `settle` of one picture."""
@@ -94,8 +99,9 @@ class Artifacts:
     def settle(self, written: Sequence[Artifact]) -> None:
         """What was written survives a power cut. Raises StorageAway: write all of it again.
 
-        Together, since a disk takes hardly longer over many files than over one: 32 pictures cost 0.27 ms of CPU and
-        3.0 ms each, one by one 0.63 and 5.6 (ext4, 2 cores, 300-byte files).
+        Together and side by side, since a disk takes hardly longer over many files than over one: 16 pictures take
+        0.2 ms each, one file after the other 1.9 and the same CPU time (ext4, 2 cores, 300-byte files, the best of 12
+        tries; 0.8 and 11 in the middle, with a load of 25).
         """
         if self._folder is not None:
             with self._noted(), self._away("settle", f"{len(written)} pictures"):
@@ -212,14 +218,20 @@ class Artifacts:
         paths = [os.path.join(folder, *key.split("/")) for key in keys]
         attempts = list(dict.fromkeys(map(os.path.dirname, paths)))
         tasks = dict.fromkeys(map(os.path.dirname, attempts))
-        for place in (*paths, *attempts, *tasks, str(folder)):
-            handle = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
+        for places in (paths, [*attempts, *tasks, str(folder)]):
+            for _ in self._syncing.map(_sync, places):
+                pass  # raises what one of them raised
         for attempt in attempts:
             _sweep(attempt)
+
+
+def _sync(place: str) -> None:
+    """A file or folder is on the disk."""
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _sweep(attempt: str) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import resource
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -121,6 +122,26 @@ def test_a_picture_that_was_deleted_before_it_is_settled_must_be_written_again(t
 
     with pytest.raises(StorageAway):
         artifacts.settle([written])
+
+
+def test_pictures_are_settled_side_by_side_each_with_all_its_folders(tmp_path, monkeypatch):
+    artifacts = Artifacts(str(tmp_path))
+    written = [artifacts.write(uuid.uuid4(), 1, 0, picture()) for _ in range(3)]
+    others = threading.Barrier(3)
+    forced = []
+
+    def sync(handle: int) -> None:
+        place = Path(os.readlink(f"/proc/self/fd/{handle}"))
+        forced.append(place)
+        if place.is_file():
+            others.wait(5)  # the disk takes its time until all of them are with it
+
+    monkeypatch.setattr("shared.storage.os.fsync", sync)
+    artifacts.settle(written)
+
+    files = [tmp_path / one.key for one in written]
+    assert set(forced[:3]) == set(files)
+    assert set(forced[3:]) == {tmp_path, *(file.parent for file in files), *(file.parent.parent for file in files)}
 
 
 def test_what_a_killed_process_left_half_written_is_swept_by_the_next_write(tmp_path):
