@@ -1,6 +1,7 @@
 """Rows that were looked at are decided side by side; all whose pictures have come meanwhile are completed together."""
 
 import queue
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from shared.database.moves import Change
 from shared.domain.errors import Outage
 from shared.domain.messages import Artifact
 from shared.domain.task import Status, Task
+from shared.gathered import PATIENCE_SECONDS
 from shared.observe.logs import ContextPool
 from shared.providers.base import FetchesTogether, Job, JobState, Provider, Succeeded
 
@@ -77,7 +79,7 @@ class SideBySide:
         at_work = len(workers)
         outage: Outage | None = None
         while at_work:
-            batch = _what_is_there(come)
+            batch = _what_comes_together(come, at_work)
             at_work -= batch.count(None)
             kept = [one for some in batch if some is not None for one in some]
             try:
@@ -166,10 +168,13 @@ def _closing(files: Sequence[BinaryIO]) -> Iterator[BinaryIO]:
         yield from files
 
 
-def _what_is_there(come: queue.SimpleQueue[list[Kept] | None]) -> list[list[Kept] | None]:
-    """Waits for the first one only."""
+def _what_comes_together(come: queue.SimpleQueue[list[Kept] | None], at_work: int) -> list[list[Kept] | None]:
+    """Waits for the first one, and for the others no longer than the patience: each batch is a round to the disk and
+    a transaction, as dear for one row as for ten.
+    """
     batch = [come.get()]
+    ends = time.monotonic() + PATIENCE_SECONDS
     with suppress(queue.Empty):
-        while True:
-            batch.append(come.get_nowait())
+        while batch.count(None) < at_work:
+            batch.append(come.get(timeout=max(0.0, ends - time.monotonic())))
     return batch

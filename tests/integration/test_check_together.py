@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
+from services.poller import side_by_side
 from shared.database.moves import Change
 from shared.domain.errors import DatabaseAway, ProviderAway, ProviderRejected, StorageAway
 from shared.domain.task import Reason, Status, Task
@@ -52,15 +53,15 @@ def lab(database_url: str) -> Iterator[Lab]:
     lab.close()
 
 
-def test_jobs_that_ended_together_are_settled_and_moved_in_few_rounds(lab: Lab) -> None:
+def test_jobs_that_ended_together_are_settled_and_moved_in_one_round(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "PATIENCE_SECONDS", 5.0)
     tasks = [lab.running(DONE) for _ in range(12)]
 
     outcome = lab.look(*tasks)
 
     assert names(outcome) == ["order.completed"] * 12
     assert {lab.now(task).status for task in tasks} == {Status.COMPLETED}
-    assert sum(lab.store.settled) == 12
-    assert len(lab.store.settled) < 12
+    assert lab.store.settled == [12]
 
 
 def test_pictures_that_cannot_be_settled_leave_their_rows_as_they_are(lab: Lab) -> None:
