@@ -6,6 +6,7 @@ import hashlib
 import time
 import traceback
 from dataclasses import dataclass, field
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Final, Protocol
 
 from .catalog import NODE_TYPES
@@ -13,6 +14,7 @@ from .faults import Faults
 from .files import Folders, OutsideFolder
 from .nodes import Interrupted, NotInstalled, Result, Run, execute, new_temp_suffix
 from .prompts import Memory, Row
+from .wire import Encoded
 
 _OUT_OF_MEMORY_TIPS: Final = (
     "This error means you ran out of memory on your GPU.\n\nTIPS: If the workflow worked before you might have "
@@ -23,7 +25,7 @@ _OUT_OF_MEMORY_TIPS: Final = (
 class Listeners(Protocol):
     """Where the worker's news go. Called from the worker thread."""
 
-    def tell(self, event: str, data: dict[str, Any], client_id: str | None) -> None: ...
+    def tell(self, event: str, data: dict[str, Any] | Encoded, client_id: str | None) -> None: ...
 
     def tell_preview(self, jpeg: bytes, metadata: dict[str, Any] | None, client_id: str | None) -> None: ...
 
@@ -78,7 +80,8 @@ class Job:
     _messages: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     _signatures: dict[str, str] = field(default_factory=dict)
     _executed: list[str] = field(default_factory=list)
-    _progress: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _maxima: dict[str, float] = field(default_factory=dict)  # of the progress of each node
+    _progress: dict[str, str] = field(default_factory=dict)  # of each node, as JSON
 
     def __post_init__(self) -> None:
         memory = self.workshop.memory
@@ -207,8 +210,8 @@ class Job:
         self._executed.append(node_id)
         if result.ui:
             self._show(node_id, result)
-        last = self._progress[node_id]
-        self._set_progress(node_id, last["max"], last["max"], "finished")
+        last = self._maxima[node_id]
+        self._set_progress(node_id, last, last, "finished")
 
     def _show(self, node_id: str, result: Result) -> None:
         if not result.ui:
@@ -261,19 +264,14 @@ class Job:
         self.workshop.listeners.tell_preview(jpeg, None, self.client_id)
 
     def _set_progress(self, node_id: str, value: float, maximum: float, state: str) -> None:
-        prompt_id = self.row[1]
-        self._progress[node_id] = {
-            "value": value,
-            "max": maximum,
-            "state": state,
-            "node_id": node_id,
-            "prompt_id": prompt_id,
-            "display_node_id": node_id,
-            "parent_node_id": None,
-            "real_node_id": node_id,
-        }
-        # Without client_id this goes to every socket, see ws_no_client_id.
-        about = {"prompt_id": prompt_id, "nodes": dict(self._progress)}
+        node, prompt = quoted(node_id), quoted(self.row[1])
+        self._maxima[node_id] = maximum
+        self._progress[node_id] = (
+            f'{node}: {{"value": {value}, "max": {maximum}, "state": "{state}", "node_id": {node}, '
+            f'"prompt_id": {prompt}, "display_node_id": {node}, "parent_node_id": null, "real_node_id": {node}}}'
+        )
+        # Without client_id this goes to every socket, see ws_no_client_id. Each time it carries all nodes so far.
+        about = Encoded(f'{{"prompt_id": {prompt}, "nodes": {{{", ".join(self._progress.values())}}}}}')
         self.workshop.listeners.tell("progress_state", about, self.client_id)
 
     def _is_known(self, node_id: str) -> bool:

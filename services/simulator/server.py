@@ -19,7 +19,7 @@ from .prompts import Memory
 from .records import Records
 from .routes import Site, handle, normal_path
 from .websocket import Sockets
-from .wire import Connection, Request, Response
+from .wire import Connection, Encoded, Request, Response
 from .worker import Worker
 
 #: Time between `execution_success` on /ws and the history entry. Measured: empty in 5 of 30 immediate reads.
@@ -46,7 +46,7 @@ class News:
         self._is_due = False
         self._thread = threading.get_ident()
 
-    def tell(self, event: str, data: dict[str, Any], client_id: str | None) -> None:
+    def tell(self, event: str, data: dict[str, Any] | Encoded, client_id: str | None) -> None:
         if not self._sockets.is_empty and not self._memory.is_over:
             self._soon(self._sockets.send, event, data, client_id)
 

@@ -13,7 +13,7 @@ import struct
 import uuid
 from typing import Any, Final
 
-from .wire import Connection, Request, Response
+from .wire import Connection, Encoded, Request, Response
 
 _MAGIC: Final = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CONTINUED, _TEXT, _BINARY, _CLOSE, _PING, _PONG = 0, 1, 2, 8, 9, 10
@@ -51,7 +51,7 @@ class Sockets:
             opened.send_event("executing", {"node": executing[1]})
         return None
 
-    def send(self, event: str, data: dict[str, Any], client_id: str | None) -> None:
+    def send(self, event: str, data: dict[str, Any] | Encoded, client_id: str | None) -> None:
         """To one client, or to all when `client_id` is None. Goes out at `flush`."""
         addressed = self._addressed(client_id)
         if addressed:
@@ -165,8 +165,9 @@ class Socket:
         self._connection.write(_frame(code, payload))
 
 
-def _event(event: str, data: dict[str, Any]) -> bytes:
-    return json.dumps({"type": event, "data": data}).encode()
+def _event(event: str, data: dict[str, Any] | Encoded) -> bytes:
+    text = data if isinstance(data, Encoded) else json.dumps(data)
+    return f'{{"type": "{event}", "data": {text}}}'.encode()
 
 
 def _frame(code: int, payload: bytes) -> bytes:

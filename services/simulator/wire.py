@@ -26,6 +26,12 @@ JSON_TYPE: Final = "application/json; charset=utf-8"
 TEXT_TYPE: Final = "text/plain; charset=utf-8"
 
 
+class Encoded(str):
+    """JSON that is ready to be sent."""
+
+    __slots__ = ()
+
+
 @dataclass
 class Request:
     """One complete request. `path` is decoded and without query, `target` is what stood in the request line."""
