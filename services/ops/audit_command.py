@@ -16,7 +16,7 @@ from rich.console import Console
 
 from services.ops.audit_apis import api_jobs_found
 from services.ops.opened import opened
-from shared.broker.peek import waiting
+from shared.broker.peek import NotLookedAt, waiting
 from shared.broker.topology import ORDERS_QUEUE, dead_queue
 from shared.config import Settings
 from shared.database.audit import PROMISES, Check, Finding, owners, run_audit, unaccounted
@@ -42,7 +42,8 @@ Keys = Annotated[
     typer.Option(
         "--keys",
         metavar="FILE",
-        help="Idempotency keys of published orders, one a line; - for standard input. Each must be accounted for.",
+        help="Idempotency keys of published orders, one a line; - for standard input. Each must be accounted for. "
+        "What still waits in a queue is looked at there, ten times at most: RabbitMQ counts each look as a delivery.",
     ),
 ]
 
@@ -65,7 +66,7 @@ def audit(keys: Keys = None, as_json: AsJson = False) -> None:
             if wanted is not None:
                 status.update("looking for the keys")
                 found += keys_lost(engine, chosen, wanted)
-        except (StorageAway, BrokerAway) as error:
+        except (StorageAway, BrokerAway, NotLookedAt) as error:
             raise fail(str(error)) from error
     _print(found, silent, with_keys=wanted is not None, as_json=as_json)
     raise typer.Exit(1 if found else 0)
@@ -125,7 +126,7 @@ def _tables(chosen: Settings) -> Mapping[str, Table]:
 
 
 def keys_lost(engine: sa.Engine, chosen: Settings, keys: Sequence[str]) -> list[Finding]:
-    """Keys of which neither the database nor a queue knows anything. Raises DatabaseAway, BrokerAway."""
+    """Keys of which neither the database nor a queue knows anything. Raises DatabaseAway, BrokerAway, NotLookedAt."""
     missing = unaccounted(engine, keys)
     if missing:
         queued = waiting(chosen.amqp_urls, [ORDERS_QUEUE, dead_queue(Stage.ORDERS)])

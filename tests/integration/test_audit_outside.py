@@ -8,6 +8,9 @@ import pytest
 
 from services.ops import audit_command
 from services.ops.collector import letter_of
+from shared.broker import peek
+from shared.broker.peek import NotLookedAt
+from shared.broker.topology import DELIVERY_LIMIT
 from shared.config import Settings, load_settings
 from shared.database.audit import Check, Finding
 from shared.database.dead_letters import DeadLetters
@@ -162,6 +165,33 @@ def test_what_was_looked_at_stays_in_its_queue_as_it_was(lab, lost, amqp_url):
         assert json.loads(body)["idempotency_key"] == "k-0"
         assert method.redelivered
         assert isinstance(properties, pika.BasicProperties)
+
+
+def test_keys_are_looked_for_until_looking_itself_would_bury_what_waits(lab, lost, amqp_url):
+    mail = Mail(amqp_url)
+    mail.place([Order(idempotency_key=f"k-{n}", pool=POOL, workflow="demo") for n in range(3)])
+    for _ in range(DELIVERY_LIMIT // 2):
+        assert lost(["k-0", "k-1", "k-2"]) == []
+        eventually(lambda: mail.depths()["orders"] == 3, within=10, what="all are back")
+
+    with pytest.raises(NotLookedAt, match="a message in orders was handed out 10 times"):
+        lost(["k-0", "k-1", "k-2"])
+
+    eventually(lambda: mail.depths()["orders"] == 3, within=10, what="all are back")
+    assert mail.depths()["orders.dead"] == 0
+
+
+def test_of_more_messages_than_can_be_looked_at_none_is_touched_and_none_called_lost(lab, lost, amqp_url, monkeypatch):
+    monkeypatch.setattr(peek, "_MOST", 2)
+    mail = Mail(amqp_url)
+    mail.place([Order(idempotency_key=f"k-{n}", pool=POOL, workflow="demo") for n in range(3)])
+
+    with pytest.raises(NotLookedAt, match="more than 2 messages wait in orders"):
+        lost(["k-0", "k-1", "k-2"])
+
+    with mail.channel() as channel:
+        method, _, _ = channel.basic_get("orders")
+        assert not method.redelivered
 
 
 def test_a_finding_is_one_line_of_the_command_and_status_1(lab, amqp_url, tmp_path, monkeypatch):
