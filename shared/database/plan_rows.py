@@ -164,7 +164,7 @@ def kept(tally: Tally, estimate: Estimate) -> dict[str, Any]:
 
 
 def _preview_of(kept: Mapping[str, Any], at: datetime, pace: Pace) -> Preview:
-    outcomes = Counter({Outcome(name): count for name, count in kept["outcomes"].items()})
+    outcomes = Counter({outcome: kept["outcomes"][outcome] for outcome in Outcome if outcome in kept["outcomes"]})
     estimate = Estimate(**kept["estimate"])
     return Preview(
         at=at,

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: No page takes so long; what does is given up.
-STATEMENT_SECONDS: Final = 10.0
+#: No page takes so long; a plan of 100,000 letters may, while the machine is busy with something else.
+STATEMENT_SECONDS: Final = 30.0
 #: A page under way at the end of the process is soon done.
 _DRAIN_SECONDS: Final = 5.0
 
