@@ -53,6 +53,7 @@ _CONTROLS = re.compile("[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _MAY_HIDE = re.compile(r"[:=?@]|bearer\s|basic\s", re.IGNORECASE)
 
 _context: ContextVar[Mapping[str, str] | None] = ContextVar("darkroom_log_context", default=None)
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False)
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 #: What only the formatter may say; an extra of that name gets an underscore behind it.
 _OURS = frozenset({"ts", "level", "logger", "event", "service", "instance", "version", "exc"})
@@ -98,7 +99,7 @@ class JsonLines(logging.Formatter):
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "event": redacted(record.getMessage() if _is_formattable(record) else str(record.msg)),
+            "event": redacted(_message_of(record)),
             **self._always,
             **bound_fields(),
         }
@@ -110,7 +111,10 @@ class JsonLines(logging.Formatter):
             line["exc"] = redacted(self.formatException(record.exc_info), MAX_TRACEBACK, keep_end=True)
         if record.stack_info:
             line["stack"] = redacted(record.stack_info, MAX_TRACEBACK, keep_end=True)
-        text = json.dumps(line, ensure_ascii=False).encode("utf-8", "backslashreplace").decode("utf-8")
+        text = _ENCODER.encode(line)
+        if text.isascii() and "\x7f" not in text:  # nearly every line: nothing below is in it
+            return text
+        text = text.encode("utf-8", "backslashreplace").decode("utf-8")
         return _CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
@@ -126,6 +130,7 @@ def configure(service: str, instance: str, level: str = "INFO", stream: TextIO |
 
     Calling it again replaces what the last call set up.
     """
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False  # no line says them
     handler = _Handler(sys.stderr if stream is None else stream)
     handler.setFormatter(JsonLines(service, instance))
     root = logging.getLogger()
@@ -208,6 +213,8 @@ def _clean(name: str, value: object, depth: int = 0) -> Any:
     """A value that JSON can hold, redacted."""
     if value is not None and _is_secret(name):
         return HIDDEN
+    if isinstance(value, str):
+        return redacted(str(value))  # an enum's member too is its text
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, float):
@@ -224,13 +231,12 @@ def _clean(name: str, value: object, depth: int = 0) -> Any:
         return f"<{type(value).__name__}>"
 
 
-def _is_formattable(record: logging.LogRecord) -> bool:
-    """Whether the message and its arguments fit; foreign code sometimes gets that wrong."""
+def _message_of(record: logging.LogRecord) -> str:
+    """With its arguments where they fit; foreign code sometimes gets that wrong."""
     try:
-        record.getMessage()
+        return record.getMessage()
     except Exception:  # noqa: BLE001 - whatever the arguments' own formatting raises
-        return False
-    return True
+        return str(record.msg)
 
 
 def _lost(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
