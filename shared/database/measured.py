@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 from uuid import UUID
 
+from shared.database.candidates import Candidate
 from shared.database.moves import Change
 from shared.domain.task import LEGAL_MOVES, Reason, Stage, Status, Task
 
@@ -55,7 +56,7 @@ def count_moves(metrics: Counter, changes: Sequence[Change], moved: Mapping[UUID
             _count_finished(metrics, change, after)
 
 
-def count_taken(metrics: Counter, before: Task, after: Task, why_late: str) -> None:
+def count_taken(metrics: Counter, before: Candidate, after: Task, why_late: str) -> None:
     """A row that a submitter has taken. why_late -- one of WAITS: what kept it if it had to wait"""
     metrics.count("transitions_total", from_status=before.status, to_status=after.status, result="applied")
     stay = (after.changed_at - before.changed_at).total_seconds()

@@ -6,9 +6,9 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from shared.database.candidates import Candidate
 from shared.database.limits import STARTED, widened
 from shared.database.prepared import prepared
-from shared.domain.task import Task
 
 #: About a row `b` of backends.
 TAKES_WORK: Final = """(b.enabled and coalesce(b.paused_until <= now(), true)
@@ -92,14 +92,14 @@ def shunned_of(rooms: Mapping[str, Room]) -> str | None:
     return open_[0] if len(open_) == 1 and len(rooms) > 1 else None
 
 
-def place_for(task: Task, rooms: Mapping[str, Room]) -> str | None:
+def place_for(row: Candidate, rooms: Mapping[str, Room]) -> str | None:
     """The least loaded backend with a free slot; never the one to avoid while another one is there at all, nor any but
     the one it is pinned to.
     """
-    if task.pinned_backend is not None:
-        room = rooms.get(task.pinned_backend)
-        return task.pinned_backend if room is not None and room.free else None
-    others = [name for name in rooms if name != task.avoid_backend] or list(rooms)
+    if row.pinned_backend is not None:
+        room = rooms.get(row.pinned_backend)
+        return row.pinned_backend if room is not None and room.free else None
+    others = [name for name in rooms if name != row.avoid_backend] or list(rooms)
     open_ = [name for name in others if rooms[name].free]
     return min(open_, key=lambda n: (rooms[n].load / rooms[n].capacity, rooms[n].load, n), default=None)
 

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import sqlalchemy as sa
 
 from shared.database.actions import note_action
+from shared.database.candidates import CANDIDATE, CANDIDATE_COLUMNS, Candidate, candidate_of
 from shared.database.doubts import note_doubt
 from shared.database.engine import in_transaction
 from shared.database.limits import halve
@@ -79,7 +80,7 @@ class Taken:
 class _Took:
     """What one transaction took: rows as they were and as they are; held_by -- why not more, one of catalog.WAITS"""
 
-    pairs: Sequence[tuple[Task, Task]] = ()
+    pairs: Sequence[tuple[Candidate, Task]] = ()
     picked: int = 0
     none_left: bool = False
     held_by: str = "permit"
@@ -92,16 +93,16 @@ LONGEST_PROBE_SECONDS: Final = 900.0
 #: Also where no work may be started (paused, frozen, gone from the file): the server can be asked all the same.
 _LEASE_OVER: Final = prepared(
     f"""
-select {TASK} from tasks t join backends b on b.name = t.backend
+select {CANDIDATE} from tasks t join backends b on b.name = t.backend
 where t.pool = :pool and t.status = 'submitting' and t.free_at <= now() and t.deadline_at > now()
     and b.health <> 'down' and (cast(:known as text[]) is null or b.name = any(:known))
 order by t.free_at limit :limit for update of t skip locked
 """,
-    *TASK_COLUMNS,
+    *CANDIDATE_COLUMNS,
 )
 
 _WAITING: Final = f"""
-select {TASK} from tasks t
+select {CANDIDATE} from tasks t
 where t.pool = :pool and t.status = 'pending' and t.free_at <= now()
     and t.deadline_at > now() and t.id <> all(cast(:skip as uuid[])) and {{which}}
 order by t.priority desc, t.created_at limit {{limit}} for update skip locked
@@ -120,8 +121,8 @@ _PINNED: Final = f"""
 select p.* from unnest(cast(:pinned as text[]), cast(:free as int[])) as o(backend, free)
 cross join lateral ({_WAITING.format(which="t.pinned_backend = o.backend", limit="o.free")}) p
 """
-_BY_PRIORITY: Final = prepared(_WAITING.format(which=_ANYWHERE, limit=":limit"), *TASK_COLUMNS)
-_BY_AGE: Final = prepared(f"select p.* from ({_OLDEST}) p order by p.created_at limit :limit", *TASK_COLUMNS)
+_BY_PRIORITY: Final = prepared(_WAITING.format(which=_ANYWHERE, limit=":limit"), *CANDIDATE_COLUMNS)
+_BY_AGE: Final = prepared(f"select p.* from ({_OLDEST}) p order by p.created_at limit :limit", *CANDIDATE_COLUMNS)
 #: The same where rows wait for one of the free backends alone.
 _BY_PRIORITY_WITH_PINS: Final = sa.text(
     f"select p.* from (select * from ({_WAITING.format(which=_ANYWHERE, limit=':limit')}) a union all {_PINNED}) p"
@@ -234,17 +235,17 @@ class Slots:
             return _Took()
         rooms = rooms_of(c, pool, known)
         over = c.execute(_LEASE_OVER, {"pool": pool, "known": known, "limit": at_most})
-        placed = [(task, task.backend or "") for task in map(task_of, over)]
+        placed = [(row, row.backend or "") for row in map(candidate_of, over)]
         # No more than can be placed: of rows that are picked and then left, the order of picking would mean nothing.
         wanted = min(at_most - len(placed), sum(room.free for room in rooms.values()))
         shunned = shunned_of(rooms)
         pending = self._pending(c, pool, wanted, shunned, rooms) if wanted else []
         picked = 0
-        for task in sorted(pending, key=lambda task: task.pinned_backend is None):  # the others have a choice
-            if place := place_for(task, rooms):
+        for row in sorted(pending, key=lambda row: row.pinned_backend is None):  # the others have a choice
+            if place := place_for(row, rooms):
                 rooms[place].fill()
                 picked += 1
-                placed.append((task, place))
+                placed.append((row, place))
         may_be_left = shunned is not None or any(room.has_pins for room in rooms.values())
         none_left = wanted > 0 and len(pending) < wanted and picked == len(pending) and not may_be_left
         owned = {task.id: task for task in self._own(c, placed, lease, rooms)}
@@ -257,25 +258,25 @@ class Slots:
 
     def _pending(
         self, c: sa.Connection, pool: str, wanted: int, shunned: str | None, rooms: Mapping[str, Room]
-    ) -> list[Task]:
+    ) -> list[Candidate]:
         """Up to `wanted` rows in the order they are picked: high priority first, every fifth one by age alone."""
         turns = [(self._picks + i) % PICK_BY_AGE_EVERY == PICK_BY_AGE_EVERY - 1 for i in range(wanted)]
         values: dict[str, Any] = {"pool": pool, "shunned": shunned, "skip": []}
         free = {name: room.free for name, room in rooms.items() if room.has_pins and room.free}
         values |= {"pinned": list(free), "free": list(free.values())} if free else {}
 
-        def rows(statement: sa.Executable, limit: int) -> list[Task]:
-            return [task_of(row) for row in c.execute(statement, values | {"limit": limit})] if limit else []
+        def rows(statement: sa.Executable, limit: int) -> list[Candidate]:
+            return [candidate_of(row) for row in c.execute(statement, values | {"limit": limit})] if limit else []
 
         oldest = rows(_BY_AGE_WITH_PINS if free else _BY_AGE, sum(turns))
-        values["skip"] = [str(task.id) for task in oldest]
-        values["free"] = [n - sum(task.pinned_backend == name for task in oldest) for name, n in free.items()]
+        values["skip"] = [str(row.id) for row in oldest]
+        values["free"] = [n - sum(row.pinned_backend == name for row in oldest) for name, n in free.items()]
         first = rows(_BY_PRIORITY_WITH_PINS if free else _BY_PRIORITY, wanted - sum(turns))
         queues = {True: iter(oldest), False: iter(first)}
-        return [task for turn in turns if (task := next(queues[turn], None))]
+        return [row for turn in turns if (row := next(queues[turn], None))]
 
     def _own(
-        self, c: sa.Connection, placed: Sequence[tuple[Task, str]], lease: float, rooms: Mapping[str, Room]
+        self, c: sa.Connection, placed: Sequence[tuple[Candidate, str]], lease: float, rooms: Mapping[str, Room]
     ) -> list[Task]:
         if not placed:
             return []
