@@ -7,10 +7,10 @@ import json
 import math
 import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -23,9 +23,12 @@ MAX_POOLS: Final = 5
 #: Characters kept of any error text that travels in a message.
 MAX_DETAIL_CHARS: Final = 2000
 
+T = TypeVar("T")
+
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Key = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
+_MOST_LEVELS: Final = 16
 #: NUL, and halves of characters.
 _UNSTORABLE: Final = re.compile("[\x00\ud800-\udfff]")
 
@@ -74,6 +77,11 @@ class Choice(BaseModel):
     pool: Name
     workflow: Name | None = None
     inputs: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("inputs")
+    @classmethod
+    def _must_be_storable(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return _storable(value)
 
 
 def _needs_either(schema: dict[str, Any]) -> None:
@@ -126,14 +134,13 @@ class Order(BaseModel):
 
     @model_validator(mode="after")
     def _pools_agree(self) -> Self:
-        names = [choice.pool for choice in self.choices()]
+        if not self.pools:
+            return self
+        names = [entry if isinstance(entry, str) else entry.pool for entry in self.pools]
         if names[0] != self.pool:
             raise ValueError("pool must be the first of pools, or left out")
         if len(set(names)) < len(names):
             raise ValueError("pools names one twice")
-        for choice in self.choices():
-            for problem in _unstorable(choice.inputs):
-                raise ValueError(problem)
         return self
 
     def choices(self) -> list[Choice]:
@@ -148,16 +155,12 @@ class Order(BaseModel):
     @field_validator("inputs", "metadata")
     @classmethod
     def _must_be_storable(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for problem in _unstorable(value):
-            raise ValueError(problem)
-        return value
+        return _storable(value)
 
     @field_validator("idempotency_key", "order_id")
     @classmethod
     def _must_be_text(cls, value: str | None) -> str | None:
-        for problem in _unstorable(value):
-            raise ValueError(problem)
-        return value
+        return _storable(value)
 
     @property
     def task_id(self) -> uuid.UUID:
@@ -170,23 +173,31 @@ class Order(BaseModel):
         return fingerprint_of(self.model_dump(mode="json", exclude=later))
 
 
-def _unstorable(value: Any, depth: int = 0) -> Iterator[str]:
-    """What PostgreSQL's jsonb cannot hold, or no reader should have to: NUL, lone surrogates, NaN, deep nesting."""
-    if depth > 16:
-        yield "nested deeper than 16 levels"
-    elif isinstance(value, str):
-        if _UNSTORABLE.search(value):
-            yield "text holds a NUL or half a character"
-    elif isinstance(value, float):
-        if not math.isfinite(value):
-            yield "numbers must be finite"
-    elif isinstance(value, dict):
+def _storable(value: T) -> T:
+    """The same value. Raises ValueError for what PostgreSQL's jsonb cannot hold, or no reader should have to: NUL, lone
+    surrogates, NaN, deep nesting.
+    """
+    if problem := _problem_of(value, 0):
+        raise ValueError(problem)
+    return value
+
+
+def _problem_of(value: object, depth: int) -> str | None:
+    if depth > _MOST_LEVELS:
+        return f"nested deeper than {_MOST_LEVELS} levels"
+    if isinstance(value, str):
+        return "text holds a NUL or half a character" if _UNSTORABLE.search(value) else None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else "numbers must be finite"
+    if isinstance(value, dict):
         for key, item in value.items():
-            yield from _unstorable(key, depth + 1)
-            yield from _unstorable(item, depth + 1)
+            if problem := _problem_of(key, depth + 1) or _problem_of(item, depth + 1):
+                return problem
     elif isinstance(value, list):
         for item in value:
-            yield from _unstorable(item, depth + 1)
+            if problem := _problem_of(item, depth + 1):
+                return problem
+    return None
 
 
 class SubmitTask(BaseModel):

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 #: Every task id is uuid5 of this and the idempotency key, so a producer can name the task before a row exists.
 TASK_NAMESPACE: Final = uuid.UUID("6f1d6c1e-6a0b-5f0e-9d0c-0d5a4b6f7a11")
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 class Status(StrEnum):
@@ -238,5 +239,4 @@ def seed_for(job_key: uuid.UUID) -> int:
 
 def fingerprint_of(order: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of the canonical order: sorted keys, no spaces, defaults filled in by the model. Pure."""
-    canonical = json.dumps(order, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    return hashlib.sha256(_CANONICAL.encode(order).encode()).hexdigest()
