@@ -73,6 +73,7 @@ def test_the_brokers_alarm_and_a_very_old_backlog_speak_for_what_follows_from_th
     alerts = [
         {"alertname": "BrokerAlarm"},
         {"alertname": "BrokerBlocked", "job": "poller"},
+        {"alertname": "QueueWithoutConsumer", "queue": "submit.comfyui"},
         {"alertname": "BacklogVeryOld", "pool": "comfyui"},
         {"alertname": "BacklogOld", "pool": "comfyui"},
         {"alertname": "OrderSlowBurn1h", "pool": "fal"},
@@ -80,4 +81,4 @@ def test_the_brokers_alarm_and_a_very_old_backlog_speak_for_what_follows_from_th
         {"alertname": "PublishErrorBurn1h"},
         {"alertname": "PublishErrorBurn3d"},
     ]
-    assert silenced(url, *alerts) == {"BrokerBlocked", "BacklogOld", "PublishErrorBurn3d"}
+    assert silenced(url, *alerts) == {"BrokerBlocked", "QueueWithoutConsumer", "BacklogOld", "PublishErrorBurn3d"}
