@@ -73,7 +73,7 @@ lock: .venv/.installed ## pin the dependencies in pyproject.toml again
 
 clean: ## stop the servers; delete their data, .venv and all caches
 	@$(shell command -v $(PYTHON) || command -v python3) -m deploy.local down --wipe
-	@rm -rf .venv .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	@rm -rf .venv .venv.lock .local .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: requirements/dev.txt pyproject.toml

@@ -5,6 +5,34 @@ cd "$(dirname "$0")/../.."
 # Twice --quiet: errors only, none of the warnings a machine's own pip configuration may cause.
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 
+# One at a time: two would delete each other's half-made .venv. Not flock, which not every system has. A link is made
+# whole or not at all, so the lock always names its holder; whose holder has died is moved away, not deleted: somebody
+# else may have done so, and taken it, since we looked.
+lock=.venv.lock
+mine=$lock.$$
+waited=
+trap 'rm -f "$mine"; [ "$(cat "$lock" 2>/dev/null)" != "$$" ] || rm -f "$lock"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+echo "$$" >"$mine"
+until ln "$mine" "$lock" 2>/dev/null; do
+    holder=$(cat "$lock" 2>/dev/null) || continue
+    if kill -0 "$holder" 2>/dev/null; then
+        [ -n "$waited" ] || echo "waiting for process $holder, which is making .venv (if it is not, delete $lock)"
+        waited=yes
+        sleep 1
+    elif mv "$lock" "$mine.old" 2>/dev/null; then
+        [ "$(cat "$mine.old")" = "$holder" ] || ln "$mine.old" "$lock" 2>/dev/null || :
+        rm -f "$mine.old"
+    fi
+done
+rm -f "$mine"
+# Whom we waited for has made what we want, unless something has changed since.
+if [ -n "$waited" ] && [ -e .venv/.installed ] &&
+    [ -z "$(find requirements/dev.txt pyproject.toml -newer .venv/.installed)" ]; then
+    exit 0
+fi
+
 is_recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 python=
