@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psycopg2
@@ -37,7 +37,11 @@ _MEMORY = Path("/dev/shm")
 _ROOM = 3 << 30
 _TEMPLATE = "migrated"
 _DRAFT = "being_migrated"
+#: PostgreSQL 15 and later otherwise write each page into the WAL: 22 ms of CPU time instead of 14.
+_COPY_FILES = " STRATEGY FILE_COPY"
 _numbers = itertools.count(1)
+_asking = threading.Lock()
+_connections: "dict[Path, psycopg2.extensions.connection]" = {}
 
 
 @contextmanager
@@ -86,40 +90,60 @@ def _folders(room: int = _ROOM) -> list[Path]:
 
 
 def _drop(stack: Stack) -> None:
+    if connection := _connections.pop(stack.directory, None):
+        connection.close()
     stack.down(wipe=True)
     shutil.rmtree(stack.directory, ignore_errors=True)
 
 
 def new_database(stack: Stack, migrated: bool = True) -> str:
-    """The URL of a new database, in about 40 ms: a copy of one that was migrated once, or an empty one."""
+    """The URL of a new database, in about 15 ms: a copy of one that was migrated once, or an empty one."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
-    with _maintenance(stack) as ask:
+    with _maintenance(stack) as (ask, version):
         if migrated and not ask("SELECT 1 FROM pg_database WHERE datname = %s", _TEMPLATE):
             ask(f"DROP DATABASE IF EXISTS {_DRAFT}")  # of a migration that failed
             migrate(stack.create_database(_DRAFT))
             ask(f"ALTER DATABASE {_DRAFT} RENAME TO {_TEMPLATE}")  # its name says that it is whole
-        ask(f"CREATE DATABASE {name}" + (f" TEMPLATE {_TEMPLATE}" if migrated else ""))
+        template = f" TEMPLATE {_TEMPLATE}" if migrated else ""
+        ask(f"CREATE DATABASE {name}{template}" + (_COPY_FILES if version >= 150000 else ""))
     return stack.database.url_of(name)
 
 
 def drop_database(stack: Stack, url: str) -> None:
     """Whoever is still connected to it is thrown out."""
-    with _maintenance(stack) as ask:
+    with _maintenance(stack) as (ask, _):
         ask(f"DROP DATABASE {url.rpartition('/')[2]} WITH (FORCE)")
 
 
 @contextmanager
-def _maintenance(stack: Stack) -> Iterator[Callable[..., bool]]:
-    """Ask the server itself, and learn whether there was a row. psql would take three times as long."""
-    with closing(psycopg2.connect(stack.database.url_of("postgres"))) as connection:
-        connection.autocommit = True
+def _maintenance(stack: Stack) -> Iterator[tuple[Callable[..., bool], int]]:
+    """Ask the server itself, and learn whether there was a row; its version is 150004 for 15.4.
+
+    One connection per server, as long as it lives: to open one takes as much CPU time as to copy a database.
+    """
+    with _asking:
+        connection = _connections.get(stack.directory)
+        if connection is None or not _answers(connection):
+            connection = _connections[stack.directory] = psycopg2.connect(stack.database.url_of("postgres"))
+            connection.autocommit = True
         with connection.cursor() as cursor:
 
             def ask(statement: str, *values: str) -> bool:
                 cursor.execute(statement, values or None)
                 return cursor.description is not None and cursor.fetchone() is not None
 
-            yield ask
+            yield ask, connection.server_version
+
+
+def _answers(connection: "psycopg2.extensions.connection") -> bool:
+    """False for one whose server was stopped or killed since."""
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT 1")
+    except psycopg2.Error:
+        connection.close()
+        return False
+    return True
 
 
 def migrate(url: str) -> None:

@@ -22,6 +22,8 @@ from tests.factories import a_claim
 POOL = "comfyui"
 #: A session of this test's database that waits for a lock.
 WAITING = "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+#: Of what the lab itself does nobody reads the counts.
+_ANYTHING = metrics.build(metrics.EVERYTHING, pools=[POOL], strict=True)
 _numbers = itertools.count(1)
 
 
@@ -32,9 +34,8 @@ class Lab:
         self.url = url
         self.engine = connect(url, pool_size=12)
         self.metrics = metrics.build("ops", pools=[POOL], backends=["gpu-1"], queues=["orders.dead"], strict=True)
-        anything = metrics.build(metrics.EVERYTHING, pools=[POOL], strict=True)
-        self.tasks = Tasks(self.engine, "lab", anything)
-        self.slots = Slots(self.engine, "lab", anything)
+        self.tasks = Tasks(self.engine, "lab", _ANYTHING)
+        self.slots = Slots(self.engine, "lab", _ANYTHING)
         self.artifacts = Artifacts("memory://")
         self.slots.sync([("gpu-1", POOL, "comfyui", "http://127.0.0.1:1", 100, 60.0)])
 
