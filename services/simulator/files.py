@@ -252,7 +252,7 @@ def _channel(path: Path, channel: str) -> Response:
 def _file(request: Request, path: Path, is_modern: bool) -> Response:
     with path.open("rb", buffering=0) as file:
         stat = os.fstat(file.fileno())
-        data = file.readall()
+        data = file.read(stat.st_size)
     content_type = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     disposition = f'filename="{path.name}"'
     if is_modern and content_type in _ACTIVE_TYPES:

@@ -31,8 +31,9 @@ class Entry(dict[str, Any]):
     """The value under a prompt id in GET /history. It never changes, so its JSON is made once."""
 
     @cached_property
-    def text(self) -> str:
-        return json.dumps(self)
+    def encoded(self) -> bytes:
+        """Id and entry, as they stand in the answer."""
+        return f"{json.dumps(self['prompt'][1])}: {json.dumps(self)}".encode()
 
 
 @dataclass

@@ -5,7 +5,6 @@ A handler that raises is answered with a plain 500, as aiohttp does; several mal
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -235,14 +234,12 @@ def _get_history(site: Site, request: Request, _argument: str) -> Response:
     wanted = request.query.get("max_items")
     offset = int(request.query.get("offset", -1))
     entries = site.memory.entries(None if wanted is None else int(wanted), offset)
-    rows = ", ".join(f"{json.dumps(prompt_id)}: {entry.text}" for prompt_id, entry in entries.items())
-    return Response(200, f"{{{rows}}}".encode(), JSON_TYPE)
+    return Response(200, b"{%b}" % b", ".join([entry.encoded for entry in entries.values()]), JSON_TYPE)
 
 
 def _get_history_of(site: Site, _request: Request, prompt_id: str) -> Response:
     entry = site.memory.entry(prompt_id)
-    text = "{}" if entry is None else f"{{{json.dumps(prompt_id)}: {entry.text}}}"
-    return Response(200, text.encode(), JSON_TYPE)
+    return Response(200, b"{}" if entry is None else b"{%b}" % entry.encoded, JSON_TYPE)
 
 
 def _post_history(site: Site, request: Request, _argument: str) -> Response:

@@ -148,23 +148,23 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is None or not self.is_open or request is None:
             return
         keep_alive = request.headers.get("connection", "").lower() != "close"
-        head = [
-            f"HTTP/1.1 {response.status} {_phrase(response.status)}",
-            f"Content-Length: {response.headers.pop('Content-Length', len(response.body))}",
-            f"Date: {http_date(int(time.time()))}",
-            f"Server: {_SERVER}",
-        ]
+        head = (
+            f"HTTP/1.1 {response.status} {_phrase(response.status)}\r\n"
+            f"Content-Length: {response.headers.pop('Content-Length', len(response.body))}\r\n"
+            f"Date: {http_date(int(time.time()))}\r\nServer: {_SERVER}\r\n"
+        )
         if response.content_type is not None:
-            head.append(f"Content-Type: {response.content_type}")
+            head += f"Content-Type: {response.content_type}\r\n"
         if not keep_alive:
-            head.append("Connection: close")
-        head += [f"{name}: {value}" for name, value in response.headers.items()]
+            head += "Connection: close\r\n"
+        for name, value in response.headers.items():
+            head += f"{name}: {value}\r\n"
         body = b"" if request.method == "HEAD" or response.status == 304 else response.body
         if cut_at < 1:
-            self._transport.write("\r\n".join([*head, "", ""]).encode("latin-1") + body[: int(len(body) * cut_at)])
+            self._transport.write(f"{head}\r\n".encode("latin-1") + body[: int(len(body) * cut_at)])
             self.close()
             return
-        self._transport.write("\r\n".join([*head, "", ""]).encode("latin-1") + body)
+        self._transport.write(f"{head}\r\n".encode("latin-1") + body)
         if not keep_alive:
             self.close()
         elif self._buffer:
