@@ -25,10 +25,11 @@ import tempfile
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlencode, urlsplit
 
@@ -37,7 +38,7 @@ import sqlalchemy as sa
 from benchmarks.console_pages import PAGES, Samples, unmeasured
 from benchmarks.console_rows import prepare
 from benchmarks.large import DATABASE
-from benchmarks.measure import percentile
+from benchmarks.measure import cpu_seconds, percentile
 from deploy.local.problem import StackProblem
 from deploy.local.stack import ROOT, Stack
 from services.ops.console.app import Guarded, create_app
@@ -74,12 +75,18 @@ _NAMED: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timed:
-    """One address. times -- milliseconds of each answer but the first, which warms what the database keeps in memory"""
+    """One address.
+
+    times -- milliseconds of each answer but the first, which warms what the database keeps in memory
+    cpu   -- milliseconds of CPU time of one answer, console and database together; what else the machine does is in the
+             times and not in here. NaN: the database is elsewhere
+    """
 
     route: str
     name: str
     path: str
     times: Sequence[float]
+    cpu: float
     limit: float = _LIMIT_MS
 
     @property
@@ -90,22 +97,36 @@ class Timed:
     def line(self) -> str:
         slow = "" if self.p95 <= self.limit else " **too slow**"
         name = f"`{self.route}`" + (f" {self.name}" if self.name else "")
-        return f"| {name} | {statistics.median(self.times):.0f} | {self.p95:.0f}{slow} | {max(self.times):.0f} |"
+        shown = f"{statistics.median(self.times):.0f} | {self.p95:.0f}{slow} | {max(self.times):.0f} | {self.cpu:.0f}"
+        return f"| {name} | {shown} |"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answers:
+    """What came of asking one address again and again; times and cpu as in Timed."""
+
+    status: int
+    text: str
+    times: Sequence[float]
+    cpu: float
 
 
 class Reader:
-    """Somebody who is signed in, and asks one page after the other."""
+    """Somebody who is signed in, and asks one page after the other. cpu -- seconds of CPU time spent so far"""
 
-    def __init__(self, host: str, port: int, password: str) -> None:
+    def __init__(self, host: str, port: int, password: str, cpu: Callable[[], float]) -> None:
+        self._cpu = cpu
         self._connection = http.client.HTTPConnection(host, port)
         self._headers = {"Content-Type": "application/x-www-form-urlencoded", "Origin": f"http://{host}:{port}"}
         self._headers |= {"Cookie": self._cookie(password)}
 
-    def timed(self, path: str, each: int) -> tuple[list[float], int, str]:
-        """Milliseconds, the status, and the page."""
+    def timed(self, path: str, each: int) -> Answers:
+        """Ask `each` times, and once before."""
         self._connection.close()  # the server may have, while nobody asked
         times: list[float] = []
+        spent = 0.0
         for turn in range(each + 1):
+            spent = self._cpu() if turn == 1 else spent
             begun = time.perf_counter()
             self._connection.request("GET", path, headers={"Cookie": self._headers["Cookie"]})
             answer = self._connection.getresponse()
@@ -114,19 +135,22 @@ class Reader:
                 times.append(1000 * (time.perf_counter() - begun))
             if answer.status >= 400:
                 break
-        return times, answer.status, text
+        cpu = 1000 * (self._cpu() - spent) / max(1, each)
+        return Answers(status=answer.status, text=text, times=times, cpu=cpu)
 
-    def post(self, path: str, **fields: str) -> tuple[float, str]:
-        """Milliseconds, and where the answer leads; infinitely many, and nowhere, when it was not done."""
-        found = _CSRF.search(self.timed("/", 0)[2])
+    def post(self, path: str, **fields: str) -> tuple[float, float, str]:
+        """Milliseconds, those of CPU time, and where the answer leads; infinitely many and nowhere: it was not done."""
+        found = _CSRF.search(self.timed("/", 0).text)
+        spent = self._cpu()
         begun = time.perf_counter()
         body = urlencode(fields | {"csrf": found[1] if found else ""})
         self._connection.request("POST", path, body, self._headers)
         answer = self._connection.getresponse()
         answer.read()
         if answer.status != 303:
-            return math.inf, ""
-        return 1000 * (time.perf_counter() - begun), str(answer.headers["Location"])
+            return math.inf, math.nan, ""
+        cpu = 1000 * (self._cpu() - spent)
+        return 1000 * (time.perf_counter() - begun), cpu, str(answer.headers["Location"])
 
     def _cookie(self, password: str) -> str:
         self._connection.request("POST", "/login", urlencode({"name": _USER, "password": password}), self._headers)
@@ -167,7 +191,7 @@ def served(url: str) -> Iterator[tuple[Guarded, Reader, sa.Engine]]:
         thread.start()
         host, port = listener.getsockname()
         try:
-            yield app, Reader(host, port, password), beside
+            yield app, Reader(host, port, password, _spent(beside)), beside
         finally:
             server.should_exit = True
             thread.join(5.0)
@@ -176,15 +200,25 @@ def served(url: str) -> Iterator[tuple[Guarded, Reader, sa.Engine]]:
             beside.dispose()
 
 
+def _spent(engine: sa.Engine) -> Callable[[], float]:
+    """CPU seconds of this process and of the database, if that is on this machine; of the one its pages come from."""
+    with engine.begin() as c:
+        stat = Path(f"/proc/{c.execute(sa.text('select pg_backend_pid()')).scalar_one()}/stat")
+        if not stat.is_file() or "(postgres)" not in (line := stat.read_text()):
+            return lambda: math.nan
+    server = int(line.rpartition(")")[2].split()[1])
+    return lambda: cpu_seconds(os.getpid()) + cpu_seconds(server, with_children=True)
+
+
 def named(reader: Reader, samples: Samples, each: int) -> list[Timed]:
     """Every page in every way that has a name. Raises OSError where one is not served."""
     found = []
     for route, ways in PAGES.items():
         for name, path in ways(samples):
-            times, status, _ = reader.timed(path, each)
-            if status not in (200, 303):
-                raise OSError(f"GET {path}: {status}")
-            found.append(Timed(route=route, name=name, path=path, times=times))
+            answers = reader.timed(path, each)
+            if answers.status not in (200, 303):
+                raise OSError(f"GET {path}: {answers.status}")
+            found.append(Timed(route=route, name=name, path=path, times=answers.times, cpu=answers.cpu))
     return found
 
 
@@ -203,39 +237,42 @@ def linked(reader: Reader, known: Sequence[Timed], each: int, kinds: int) -> lis
         if is_new and ("/pictures/" in path or path.startswith("/static") or of_kind[kind] >= kinds):
             continue
         of_kind[kind] += is_new
-        times, status, text = reader.timed(path, each if is_new else 0)
-        if status == 200:
-            waiting += [link for link in map(html.unescape, _LINK.findall(text)) if link not in seen]
+        answers = reader.timed(path, each if is_new else 0)
+        if answers.status == 200:
+            waiting += [link for link in map(html.unescape, _LINK.findall(answers.text)) if link not in seen]
             if is_new:
-                found.append(Timed(route=urlsplit(path).path, name=urlsplit(path).query[:80], path=path, times=times))
+                route, query = urlsplit(path).path, urlsplit(path).query[:80]
+                found.append(Timed(route=route, name=query, path=path, times=answers.times, cpu=answers.cpu))
         seen.add(path)
     return found
 
 
 def planned(reader: Reader, engine: sa.Engine) -> list[Timed]:
     """How long the forms take that plan all letters and look at such a plan again; the plans are gone afterwards."""
-    made, looked = [], []
+    forms: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for _ in range(3):
-        took, plan = reader.post("/plans", which="all", state="any", plan_note=_USER)
-        made.append(took)
+        *took, plan = reader.post("/plans", which="all", state="any", plan_note=_USER)
+        forms["POST /plans", "of all letters"].append((took[0], took[1]))
         if plan:
-            looked.append(reader.post(f"{plan}/preview")[0])
+            *took, _ = reader.post(f"{plan}/preview")
+            forms["POST /plans/{plan_id}/{what}", "to look again"].append((took[0], took[1]))
     with engine.begin() as c:
         c.execute(sa.text("delete from plans where note = :note"), {"note": _USER})
     return [
-        Timed(route="POST /plans", name="of all letters", path="", times=made, limit=_FORM_LIMIT_MS),
         Timed(
-            route="POST /plans/{plan_id}/{what}",
-            name="to look again",
+            route=route,
+            name=name,
             path="",
-            times=looked or made,
+            times=[time for time, _ in took],
+            cpu=statistics.mean(cpu for _, cpu in took),
             limit=_FORM_LIMIT_MS,
-        ),
+        )
+        for (route, name), took in forms.items()
     ]
 
 
 def _table(pages: Sequence[Timed], forms: Sequence[Timed], others: Sequence[Timed]) -> str:
-    lines = ["| page | median ms | 95 % ms | longest ms |", "|---|---:|---:|---:|"]
+    lines = ["| page | median ms | 95 % ms | longest ms | CPU ms |", "|---|---:|---:|---:|---:|"]
     lines += [one.line for one in (*pages, *forms)]
     lines += ["", f"{len(others)} more pages that their links lead to; the slowest of them:", "", *lines[:2]]
     return "\n".join([*lines, *(one.line for one in sorted(others, key=lambda one: -one.p95)[:_NAMED])])
@@ -249,13 +286,14 @@ def _conditions(engine: sa.Engine, load: float, each: int) -> str:
         )
         version = c.execute(sa.text("show server_version")).scalar_one()
         memory = c.execute(sa.text("show shared_buffers")).scalar_one()
+    nice = f" Its processes ran at nice {os.nice(0)}." if os.nice(0) else ""
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, {gigabytes:.0f} GB of memory, PostgreSQL {version}"
         f" (shared_buffers {memory}), Python {platform.python_version()}, everything on one machine;\n"
         f"{tasks:,} tasks, {letters:,} dead letters, {items:,} letters in plans, {actions:,} lines of audit; each\n"
         f"page {each} times, one after the other. Load average of the machine when it began {load:.1f}, when it ended"
-        f" {os.getloadavg()[0]:.1f}."
+        f" {os.getloadavg()[0]:.1f}.{nice}"
     )
 
 
