@@ -1,7 +1,8 @@
 """What one wait costs on this machine: for the disk, for a commit, for a confirm. Rates of what waits hang on them.
 
-The naive workers wait three times an order for a commit and twice for a confirm, darkroom once for a batch of them. So
-the quicker the disk, the smaller the ratio of both; a reader on another machine needs these beside it.
+The naive workers wait for the disk four times an order: for three commits and for the confirm of a check. That of the
+event does not, as no queue takes it. darkroom waits once for a batch. So the quicker the disk, the smaller the ratio of
+both; a reader on another machine needs these beside it.
 """
 
 import os
