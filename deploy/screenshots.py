@@ -5,7 +5,6 @@ The pages are those of `make demo DEAD=1` with a plan under way: the same orders
 
 import io
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,15 +76,17 @@ def main() -> int:
             system.start(simulated_seconds=0.05)
             tasks = Tasks(connect(stack.database_url), "demo", metrics.build("producer"))
             orders = dead.kill(system, stack, tasks, dead.Counts(), console)
-            shutil.rmtree(FOLDER, ignore_errors=True)
-            FOLDER.mkdir(parents=True)
+            FOLDER.mkdir(parents=True, exist_ok=True)
+            for old in FOLDER.glob("*.png"):  # other files there are nobody's pictures
+                old.unlink()
             with _browser() as browser:
                 _pictures(Camera(browser, system.console, *user_for(stack)), system, str(orders[0].task_id))
         finally:
             system.stop()
             stack.down(wipe=True)
-    total = sum(file.stat().st_size for file in FOLDER.iterdir())
-    console.print(f"{len(list(FOLDER.iterdir()))} pictures, {total / 1000:.0f} kB, in {FOLDER.relative_to(ROOT)}")
+    pictures = list(FOLDER.glob("*.png"))
+    total = sum(file.stat().st_size for file in pictures)
+    console.print(f"{len(pictures)} pictures, {total / 1000:.0f} kB, in {FOLDER.relative_to(ROOT)}")
     return 0
 
 
