@@ -121,8 +121,9 @@ _PINNED: Final = f"""
 select p.* from unnest(cast(:pinned as text[]), cast(:free as int[])) as o(backend, free)
 cross join lateral ({_WAITING.format(which="t.pinned_backend = o.backend", limit="o.free")}) p
 """
-_BY_PRIORITY: Final = prepared(_WAITING.format(which=_ANYWHERE, limit=":limit"), *CANDIDATE_COLUMNS)
-_BY_AGE: Final = prepared(f"select p.* from ({_OLDEST}) p order by p.created_at limit :limit", *CANDIDATE_COLUMNS)
+#: Planned at each call: for a pool of which little waits behind much of others another index is right than for those.
+_BY_PRIORITY: Final = sa.text(_WAITING.format(which=_ANYWHERE, limit=":limit"))
+_BY_AGE: Final = sa.text(f"select p.* from ({_OLDEST}) p order by p.created_at limit :limit")
 #: The same where rows wait for one of the free backends alone.
 _BY_PRIORITY_WITH_PINS: Final = sa.text(
     f"select p.* from (select * from ({_WAITING.format(which=_ANYWHERE, limit=':limit')}) a union all {_PINNED}) p"

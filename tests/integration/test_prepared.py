@@ -7,7 +7,9 @@ import sqlalchemy as sa
 
 from shared.database.engine import connect, in_transaction
 from shared.database.prepared import prepared
+from shared.database.slots import Slots
 from shared.domain.errors import DatabaseAway
+from tests.factories import MEASURED, POOL
 
 _ECHO = prepared("select cast(:values as text[]) as values", "values")
 _WIDE = prepared("select id, note from wide where id = any(cast(:ids as int[]))", "id", "note")
@@ -44,6 +46,17 @@ def test_a_statement_is_planned_once_whatever_it_is_given(engine: sa.Engine) -> 
 
     plans = "select custom_plans || ' for one call, ' || generic_plans || ' times the kept one' from "
     assert ask(engine, plans + "pg_prepared_statements") == "0 for one call, 3 times the kept one"
+
+
+def test_what_picks_the_next_rows_of_a_pool_is_planned_for_that_pool(engine: sa.Engine) -> None:
+    slots = Slots(engine, "test", MEASURED)
+    slots.sync([("gpu-1", POOL, "comfyui", "http://127.0.0.1:1", 8, 60.0)])
+
+    slots.take(POOL, at_most=8, lease_seconds=60.0)
+
+    kept = ask(engine, "select statement from pg_prepared_statements")
+    assert "from backends" in kept
+    assert "order by t.priority" not in kept
 
 
 def test_a_plan_for_an_empty_table_is_left_when_the_table_has_grown(engine: sa.Engine) -> None:
