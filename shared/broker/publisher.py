@@ -28,11 +28,15 @@ log = logging.getLogger(__name__)
 _WINDOW: Final = 2000
 _RETRY_SECONDS: Final = 1.0
 #: A connection on which a message has waited so long for its confirm is given up, though it is open and answers
-#: heartbeats. Seen with RabbitMQ 3.10 on connections made within half a second of the death of a cluster's leader; why
-#: the broker stays silent there is not known. Longer than three heartbeats, which notice a silent peer.
+#: heartbeats. Longer than three heartbeats, which notice a silent peer.
 _SILENCE_SECONDS: Final = 40.0
-#: A broker that is only slow must not get the same messages again and again: the wait doubles until all are confirmed.
-_LONGEST_SILENCE: Final = 8
+#: The same for one on which a message was refused (basic.nack) again and again. RabbitMQ 3.10 refuses at once and for
+#: ever what comes over a channel that first published while a quorum queue had no leader, though the queue has another
+#: one half a second later; on a new connection the same messages are taken.
+_REFUSAL_SECONDS: Final = 10.0
+#: A broker that is only slow, or whose queue is full, must not be left again and again: both waits double until nothing
+#: waits any more.
+_LONGEST_PATIENCE: Final = 8
 #: Messages that wait, at which those that nobody waits for any more are looked for among them.
 _MANY_WAITING: Final = 1000
 #: Connections in a row that may be lost while a message is on the wire, before it travels alone, and before it is given
@@ -65,12 +69,18 @@ class _Batch:
 
 @dataclass(slots=True)
 class _Entry:
-    """losses -- connections lost in a row while it was on the wire; sent_at -- time.monotonic() of the last send"""
+    """One message until it is confirmed.
+
+    losses     -- connections lost in a row while it was on the wire
+    sent_at    -- time.monotonic() of the last send
+    refused_at -- time.monotonic() of the first refusal; None while there was none
+    """
 
     message: Message
     batch: _Batch
     losses: int = 0
     sent_at: float = 0.0
+    refused_at: float | None = None
 
     @property
     def travels_alone(self) -> bool:
@@ -104,6 +114,8 @@ class Publisher:
         self._unconfirmed: OrderedDict[int, _Entry] = OrderedDict()
         self._returned: Multiset[str] = Multiset()
         self._sent = 0
+        self._started_at = 0.0
+        self._resting = 0  # messages that came back or were refused, until they are sent again
         self._patience = 1
         self._unblocked_at = 0.0
         self.is_blocked = False
@@ -232,7 +244,7 @@ class Publisher:
 
     def _lose_patience(self, why: str) -> None:
         """What was on the connection is sent again, and is not to blame."""
-        self._patience = min(2 * self._patience, _LONGEST_SILENCE)
+        self._patience = min(2 * self._patience, _LONGEST_PATIENCE)
         self._waiting.extendleft(reversed(self._unconfirmed.values()))
         self._unconfirmed.clear()
         self._channel = None
@@ -251,6 +263,7 @@ class Publisher:
         self._unconfirmed.clear()
         self._returned.clear()
         self._sent = 0
+        self._started_at = time.monotonic()
         self._channel = channel
         self._metrics.set("amqp_connected", 1)
         self._flush()
@@ -317,19 +330,31 @@ class Publisher:
             else:
                 again.append(entry)
         if again:
-            # The queue is full or gone. Both pass: it drains, or the next connection declares it again.
-            if ok and any(self._can_declare(entry.message) for entry in again):
-                self._link.fail("a message came back, so a queue is missing")
-            self._io.later(_RETRY_SECONDS, lambda: self._again(again))
-        if not self._unconfirmed:
+            self._rest(again, refused=not ok)
+        if not self._unconfirmed and not self._resting:
             self._patience = 1
         self._flush()
+
+    def _rest(self, entries: Sequence[_Entry], refused: bool) -> None:
+        """The queue is full, gone or without a leader. All pass: it drains, or a new connection finds it in order."""
+        self._resting += len(entries)
+        self._io.later(_RETRY_SECONDS, lambda: self._again(entries))
+        if refused:
+            now = time.monotonic()
+            for entry in entries:
+                entry.refused_at = entry.refused_at or now
+            first = max(self._started_at, min(entry.refused_at or now for entry in entries))
+            if now - first > self._patience * _REFUSAL_SECONDS and self._link.is_ready:
+                self._lose_patience("a message was refused again and again")
+        elif any(self._can_declare(entry.message) for entry in entries):
+            self._link.fail("a message came back, so a queue is missing")
 
     def _can_declare(self, message: Message) -> bool:
         """A queue that is not in our topology is somebody else's: no connection of ours brings it back."""
         return message.exchange in self._exchanges if message.exchange else message.routing_key in self._queues
 
     def _again(self, entries: Sequence[_Entry]) -> None:
+        self._resting -= len(entries)
         if self._closed:
             for entry in entries:
                 entry.batch.fail(BrokerAway("stopped before the broker confirmed"))

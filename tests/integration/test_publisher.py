@@ -169,6 +169,27 @@ def test_a_connection_that_confirms_nothing_is_given_up_and_its_messages_are_sen
     assert {body for _, body in lab.taken("orders")} == {1, 2}
 
 
+def test_a_connection_that_refuses_a_message_again_and_again_is_given_up_less_and_less_often(
+    lab: BrokerLab, stack: Stack, vhost: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that began while a queue had no leader does for ever. A queue that is full refuses on the next one too."""
+    monkeypatch.setattr(publisher, "_REFUSAL_SECONDS", 0.2)
+    monkeypatch.setattr(publisher, "_RETRY_SECONDS", 0.1)
+    broker = lab.broker()
+    fill(lab, stack, vhost)
+
+    waits = broker.publish([a_message("last", to="submit.comfyui")])
+    eventually(lambda: broker.publisher._link.reconnects >= 2, within=30)
+    broker.publish([a_message(2)]).result(20)
+    assert broker.publisher._patience >= 4, "what the full queue refuses is not forgotten over what another one takes"
+    assert not waits.done()
+
+    lab.taken("submit.comfyui")
+    waits.result(30)
+    assert [body for _, body in lab.taken("submit.comfyui")] == ["last"]
+    eventually(lambda: broker.publisher._patience == 1, within=10)
+
+
 def test_an_event_nobody_listens_to_is_done(lab: BrokerLab) -> None:
     message = a_message(exchange="events", to="order.completed", mandatory=False)
 
@@ -211,18 +232,22 @@ def test_a_message_to_a_queue_of_others_waits_without_hindering_the_rest(lab: Br
 
 def test_a_message_to_a_full_queue_waits_until_there_is_room(lab: BrokerLab, stack: Stack, vhost: str) -> None:
     broker = lab.broker()
-    stack.broker.ctl("set_policy", "--vhost", vhost, "full", "^submit", '{"max-length": 1}')
-    with lab.channel() as channel:  # the broker overshoots its own limit by one or a few
-        channel.confirm_delivery()
-        filled = eventually(lambda: refused(channel), within=20, what="the queue is full")
+    fill(lab, stack, vhost)
     waits = broker.publish([a_message("last", to="submit.comfyui")])
     eventually(lambda: lab.depth("submit.comfyui") > 0, within=5)
-    assert filled
     assert not waits.done()
 
     lab.taken("submit.comfyui")
 
     waits.result(20)
+
+
+def fill(lab: BrokerLab, stack: Stack, vhost: str) -> None:
+    """The submit queue takes no more; the broker overshoots its own limit by one or a few."""
+    stack.broker.ctl("set_policy", "--vhost", vhost, "full", "^submit", '{"max-length": 1}')
+    with lab.channel() as channel:
+        channel.confirm_delivery()
+        eventually(lambda: refused(channel), within=20, what="the queue is full")
 
 
 def refused(channel: object) -> bool:
