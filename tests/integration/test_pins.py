@@ -101,7 +101,7 @@ def test_a_pinned_row_is_picked_in_its_turn_and_not_before(rows: Rows) -> None:
 def test_permits_are_held_for_a_pinned_row_while_its_backend_works_and_no_longer(rows: Rows) -> None:
     pinned(rows, "gpu-2")
     busy = rows.slots.take(POOL, at_most=1, lease_seconds=60)
-    rows.backends(gpu_1=2, gpu_2=1)
+    rows.backends(gpu_1=2, gpu_2=1, gpu_3=2)
     alone = pinned(rows, "gpu-2")
     assert [task.backend for task in busy.tasks] == ["gpu-2"]
     assert not rows.slots.take(POOL, at_most=5, lease_seconds=60).none_left
