@@ -36,6 +36,16 @@ def test_letters_are_shown_by_kind_the_most_first(lab: LettersLab) -> None:
     assert "gpu-1" in page
 
 
+def test_tasks_that_speak_for_a_verdict_are_links(lab: LettersLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = lab.dead()
+    monkeypatch.setattr("services.ops.console.letters.sentences", lambda _: [f"it is the orders: tasks {task.id}"])
+
+    page = read(lab.console.as_(Role.VIEWER).get("/letters").text)
+
+    assert f"It is the orders: tasks {task.id}." in page.text
+    assert f"/orders/{task.id}" in page.links
+
+
 def test_kinds_are_narrowed_by_the_address(lab: LettersLab) -> None:
     lab.dead(Reason.LOST, "vanished")
     lab.unreadable()

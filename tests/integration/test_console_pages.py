@@ -199,6 +199,13 @@ def test_what_an_order_says_is_shown_without_its_secrets(lab: ConsoleLab) -> Non
     assert "a:pw" not in page
 
 
+def test_commands_in_an_empty_state_are_code(lab: ConsoleLab) -> None:
+    for path, command in (("/", "darkroom submit"), ("/orders", "darkroom submit")):
+        page = lab.as_(Role.VIEWER, path.strip("/") or "ann").get(path).text
+        assert f"<code>{command}</code>" in page, path
+        assert "`" not in page, path
+
+
 def test_there_is_no_page_for_an_order_that_is_none(lab: ConsoleLab) -> None:
     browser = lab.as_(Role.OPERATOR)
 
