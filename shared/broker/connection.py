@@ -4,6 +4,7 @@ import logging
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -48,6 +49,8 @@ class IOThread:
         self.loop = Loop()
         self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
         self._stopping = False
+        self._work: deque[Callable[[], None]] = deque()
+        self._is_woken = False
         self._recoveries: list[Callable[[], None]] = []
 
     def start(self) -> None:
@@ -59,7 +62,10 @@ class IOThread:
 
     def run(self, work: Callable[[], None]) -> None:
         """Have `work` run on the I/O thread soon; order is kept. From any thread."""
-        self.loop.add_callback_threadsafe(partial(self._attempt, work))
+        self._work.append(work)
+        if not self._is_woken:  # each wake is a system call here and one there, and a chance to lose the interpreter
+            self._is_woken = True
+            self.loop.add_callback_threadsafe(self._do_work)
 
     def later(self, seconds: float, work: Callable[[], None]) -> None:
         """On the I/O thread only."""
@@ -72,6 +78,11 @@ class IOThread:
 
     def join(self, within_seconds: float) -> None:
         self._thread.join(within_seconds)
+
+    def _do_work(self) -> None:
+        self._is_woken = False  # first: what comes from here on wakes the loop again
+        for _ in range(len(self._work)):  # what these add has its turn after the sockets
+            self._attempt(self._work.popleft())
 
     def _attempt(self, work: Callable[[], None]) -> None:
         """The loop is sound after a bug; what the bug left undone comes back over new connections."""

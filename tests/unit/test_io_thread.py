@@ -1,7 +1,8 @@
 """What other threads ask of the I/O thread is done in order, and what a turn has in common at its end."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -28,6 +29,27 @@ def kept_busy(io: IOThread) -> threading.Event:
     io.run(wait)
     assert busy.wait(10)
     return go
+
+
+def test_it_is_woken_once_for_all_that_waits_for_it(io: IOThread, monkeypatch: pytest.MonkeyPatch) -> None:
+    wakes: list[Callable[[], None]] = []
+    wake = io.loop.add_callback_threadsafe
+
+    def woken(callback: Callable[[], None]) -> None:
+        wakes.append(callback)
+        wake(callback)
+
+    go, done = kept_busy(io), threading.Event()
+    monkeypatch.setattr(io.loop, "add_callback_threadsafe", woken)
+    found: list[int] = []
+    for number in range(50):
+        io.run(partial(found.append, number))
+    io.run(done.set)
+    go.set()
+
+    assert done.wait(10)
+    assert found == list(range(50))
+    assert len(wakes) == 1
 
 
 def test_a_turn_ends_after_all_its_work_also_when_some_of_it_fails(io: IOThread) -> None:
