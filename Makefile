@@ -31,7 +31,7 @@ incident: setup ## kill a ComfyUI server under load, let the alert fire for real
 
 test: setup ## run all quick tests, against servers of their own
 	@$(PYTHON) -m deploy.local install --with-prometheus --with-chromium
-	@$(PYTHON) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	@$(PYTHON) -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: setup ## run what takes long: drill, outages, cluster; with `make test` under 40 minutes
 	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/slow
