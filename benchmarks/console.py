@@ -11,6 +11,7 @@ measured. A user is made for it and taken away again. --write puts the table int
 """
 
 import argparse
+import gc
 import html
 import http.client
 import math
@@ -189,6 +190,8 @@ def served(url: str) -> Iterator[tuple[Guarded, Reader, sa.Engine]]:
         server = http_server(app, 1.0)
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
+        gc.collect()
+        gc.freeze()  # as every service does once it has started: a full collection takes a tenth of a second
         host, port = listener.getsockname()
         try:
             yield app, Reader(host, port, password, _spent(beside)), beside
