@@ -94,7 +94,7 @@ def test_single_backends_of_the_database_killed_in_mid_run_cost_nothing(system: 
             victims = system.sql(
                 "select pid from pg_stat_activity where application_name = 'darkroom'"
                 " and datname = current_database() and pid <> pg_backend_pid()"
-                " and query <> ''"  # of one that is only connecting, libpq prints the reason to standard error by itself
+                " and query <> ''"  # of one that is only connecting, libpq prints the reason itself, to standard error
             )
             if victims:
                 killed += len(system.sql("select pg_terminate_backend(:pid)", pid=random.choice(victims).pid))
