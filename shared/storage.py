@@ -219,10 +219,18 @@ class Artifacts:
         attempts = list(dict.fromkeys(map(os.path.dirname, paths)))
         tasks = dict.fromkeys(map(os.path.dirname, attempts))
         for places in (paths, [*attempts, *tasks, str(folder)]):
-            for _ in self._syncing.map(_sync, places):
-                pass  # raises what one of them raised
+            self._sync_all(places)
         for attempt in attempts:
             _sweep(attempt)
+
+    def _sync_all(self, places: Sequence[str]) -> None:
+        """Side by side. Raises what one of them raised, an OSError."""
+        try:
+            for _ in self._syncing.map(_sync, places):
+                pass
+        except RuntimeError:  # the interpreter is ending and its pools take nothing more, but a handler is at work
+            for place in places:
+                _sync(place)
 
 
 def _sync(place: str) -> None:

@@ -179,6 +179,17 @@ def test_a_url_that_means_nothing_is_refused_at_the_start(url):
         Artifacts(url)
 
 
+def test_pictures_are_durable_also_while_the_interpreter_ends_and_its_pools_take_nothing(tmp_path, monkeypatch):
+    artifacts = Artifacts(str(tmp_path))
+    written = artifacts.write(TASK, 1, 0, picture())
+    forced = []
+    monkeypatch.setattr("shared.storage.os.fsync", lambda it: forced.append(Path(os.readlink(f"/proc/self/fd/{it}"))))
+    artifacts._syncing.shutdown()
+    artifacts.settle([written])
+    file = tmp_path / written.key
+    assert forced == [file, file.parent, file.parent.parent, tmp_path]
+
+
 def test_a_cloud_store_that_does_not_answer_is_an_outage(monkeypatch):
     monkeypatch.setattr("shared.storage._RETRY", {"max_retries": 0})
     for name, value in {
