@@ -50,6 +50,7 @@ select p.id, p.at, p.changed_by, p.note, p.pool, p.backend, p.is_forced, p.rate,
     exists (select 1 from plan_items i where i.plan_id = p.id and i.state = 'waiting') as is_waiting
 from plans p where p.id = :id and p.state = 'running' for update skip locked
 """)
+_SERVES: Final = sa.text("select exists (select from backends where name = :backend and pool = :pool and enabled)")
 _OPEN: Final = sa.text("select count(*) from plan_items where plan_id = :id and state = 'sent'")
 #: A letter that was refused says nothing of how well the others fare.
 _RESULTS: Final = sa.text("""
@@ -158,6 +159,8 @@ class PlanSteps:
             return self._end(c, plan, PlanState.DONE, None)
         if plan.is_waiting and (why := _too_many_failed(c, plan, under_way)):
             return self._end(c, plan, PlanState.STOPPED, why)
+        if plan.is_waiting and plan.backend is not None and not _serves(c, plan):
+            return self._end(c, plan, PlanState.STOPPED, f"{plan.backend} serves pool {plan.pool} no more")
         step, step_sent = plan.step, plan.step_sent
         if step < len(plan.ramp) and step_sent >= plan.ramp[step] and not under_way:
             step, step_sent = step + 1, 0  # judged just now, and fine
@@ -208,6 +211,11 @@ class PlanSteps:
         word = {PlanState.DONE: "plan done", PlanState.STOPPED: "plan stopped"}[state]
         note_action(c, self._actor, word, f"plan {plan.id}", {} if why is None else {"why": why})
         return Step(state=state)
+
+
+def _serves(c: sa.Connection, plan: sa.Row[Any]) -> bool:
+    """Whether the plan's backend is there. One that is gone for a moment must not refuse its letters for good."""
+    return bool(c.execute(_SERVES, {"backend": plan.backend, "pool": plan.pool}).scalar_one())
 
 
 def _too_many_failed(c: sa.Connection, plan: sa.Row[Any], under_way: int) -> str | None:

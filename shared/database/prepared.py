@@ -47,7 +47,7 @@ class _Plans:
 
     def execute(self, cursor: Any, statement: str, parameters: Mapping[str, Any]) -> None:
         self._made += 1
-        if self._made == self._replan_at:
+        if self._made >= self._replan_at:
             cursor.execute("discard plans")
             self._replan_at *= _REPLAN_FACTOR
         if statement not in self._calls:

@@ -171,6 +171,7 @@ where (backends.pool, backends.adapter, backends.url, backends.capacity, backend
         backends.rate_starts, backends.rate_seconds, backends.result_ttl_seconds)
     is distinct from (excluded.pool, excluded.adapter, excluded.url, excluded.capacity, excluded.max_run_seconds, true,
         excluded.rate_starts, excluded.rate_seconds, excluded.result_ttl_seconds)
+    or backends.gone_at is not null
 """)
 
 #: An older release may have switched it off and not said when.

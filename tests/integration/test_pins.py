@@ -260,14 +260,20 @@ def test_a_plan_to_a_backend_that_is_paused_says_blocked_and_waits_for_it(
     assert [task.backend for task in lab.slots.take(POOL, at_most=10, lease_seconds=60).tasks] == ["big"]
 
 
-def test_letters_of_a_plan_whose_backend_goes_meanwhile_are_refused_and_stay_open(lab: PlansLab) -> None:
+def test_a_plan_whose_backend_goes_meanwhile_stops_and_goes_on_when_it_is_back(lab: PlansLab) -> None:
     letters = lab.dead(1)
     plan_id = lab.applied(letters, backend="big")
     backends(lab, big=False)
     lab.turn(plan_id)
-    (item,) = lab.plans.items(plan_id, limit=10)
-    assert (item.result, item.why) == ("refused", "big serves pool comfyui no more")
-    assert lab.sql("select state from dead_letters")[0].state == "open"
+    plan = lab.plans.get(plan_id)
+    assert plan is not None
+    assert (plan.state, plan.state_why) == ("stopped", "big serves pool comfyui no more")
+    assert [item.state for item in lab.plans.items(plan_id, limit=10)] == ["waiting"]
+
+    backends(lab, big=True)
+    lab.plans.resume(plan_id, "ann")
+    lab.turn(plan_id)
+    assert [item.state for item in lab.plans.items(plan_id, limit=10)] == ["sent"]
 
 
 def test_a_replay_without_a_backend_ends_the_pin_of_the_last_one(lab: PlansLab) -> None:
