@@ -194,7 +194,7 @@ class Consumer:
             active.forget_channel()
 
     def _open_channel(self, active: Active) -> None:
-        if self._connection is None or not self._is_wanted(active):
+        if self._connection is None or not self._connection.is_open or not self._is_wanted(active):
             return
 
         def opened(channel: Channel) -> None:

@@ -331,7 +331,7 @@ class Publisher:
                 again.append(entry)
         if again:
             self._rest(again, refused=not ok)
-        if not self._unconfirmed and not self._resting:
+        if self._channel is not None and not self._unconfirmed and not self._resting:
             self._patience = 1
         self._flush()
 
