@@ -21,7 +21,8 @@ from shared.observe.crash import crash_point
 
 log = logging.getLogger(__name__)
 
-_HOLD_SECONDS: Final = 0.2
+#: Until what is held is decided again: soon after some of it had its turn, then twice as long each time.
+_HOLD_SECONDS: Final = (0.02, 0.2)
 _OUTAGE_SECONDS: Final = (0.2, 5.0)
 
 
@@ -54,6 +55,7 @@ class Handling:
     def work(self) -> None:
         """One thread's whole life; a subscription may have several."""
         held: list[InHand] = []
+        pause = _HOLD_SECONDS[0]
         while True:
             batch = held + self._take(self._active.subscription.batch - len(held), wait=not held)
             if self._active.braked is not None:
@@ -72,7 +74,8 @@ class Handling:
             except Outage:
                 held = batch  # the worker is stopping, see _answers
             if held:
-                self._stopping.wait(_HOLD_SECONDS)
+                pause = min(2 * pause, _HOLD_SECONDS[1]) if len(held) == len(batch) else _HOLD_SECONDS[0]
+                self._stopping.wait(pause)
 
     def _take(self, most: int, *, wait: bool) -> list[InHand]:
         """What is there, up to `most`; waits only for the first, and not even for that when something is held."""
