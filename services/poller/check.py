@@ -136,11 +136,14 @@ class Check:
         if provider is None or not self._looking.begin(backend):
             return
         rows: dict[uuid.UUID | None, Task] = {}
+        too_early: list[Task] = []  # a job that takes no time ends before its row can say that it runs
 
         def ours(job_ids: Sequence[str]) -> list[Job]:
             waiting = self._tasks.at_work(backend, job_ids)
-            rows.update({row.job_key: row for row in waiting})
-            return [Job.of(row) for row in waiting]
+            too_early.extend(row for row in waiting if row.status is Status.SUBMITTING)
+            recorded = [row for row in waiting if row.status is Status.PROCESSING]
+            rows.update({row.job_key: row for row in recorded})
+            return [Job.of(row) for row in recorded]
 
         try:
             states = provider.ended(ours)
@@ -149,7 +152,7 @@ class Check:
             log.warning("backend did not answer", extra={"backend": backend, "why": str(error)})
         finally:
             is_asked_again = self._looking.end(backend)
-        if is_asked_again:  # by a message of its own, so that what this one found can leave first
+        if is_asked_again or too_early:  # by a message of its own, so that what this one found can leave first
             found.then.append(check(pool, CheckTasks(pool=pool, backend=backend, via="push")))
 
     # --- rows whose provider need not be asked --------------------------------------------------------------------

@@ -27,12 +27,15 @@ from shared.providers.comfyui_answers import (
 from shared.providers.comfyui_http import BadAnswer, Server
 from shared.providers.workflow import Workflows
 
-#: History entries read after a hint at least, and how many times more when all of those were ours. One holds its whole
-#: graph, 4 kB to some 10 kB, and costs 11 us to read and decode; so a busy server is asked at once for what ended at
-#: the last look, and for as many as the least beyond it.
+#: History entries read after a hint at least, and how many times more when the last look's newest is not among them.
+#: One holds its whole graph, 4 kB to some 10 kB, and costs 11 us to read and decode; so a busy server is asked at once
+#: for as many as ended before the last look, and for as many as the least beyond it.
 _FIRST_LOOK_BACK: Final = 8
 _LOOK_BACK_FACTOR: Final = 8
 _MOST_ENTRIES: Final = 512
+#: What has ended is asked about again at the looks of the next seconds: its row may not be recorded yet, and whoever
+#: completes it may meet an outage.
+_ASK_AGAIN_SECONDS: Final = 2.0
 #: So many questions for single jobs cost more than _MOST_ENTRIES.
 _CHEAPER_TOGETHER: Final = 32
 #: The first version whose POST /interrupt heeds `prompt_id`; older ones kill whatever runs.
@@ -56,6 +59,8 @@ class Looks:
         self._is_modern: bool | None = None
         self._version: tuple[int, ...] | None = None
         self._ended_last = 0
+        self._newest: str | None = None
+        self._seen: dict[str, float] = {}  # ended lately, by prompt id: when it was first seen
 
     def forget_generation(self) -> None:
         self._is_modern = self._version = None
@@ -78,19 +83,32 @@ class Looks:
         return self.states([job])[job.job_key]
 
     def ended(self, ours: Callable[[Sequence[str]], Sequence[Job]]) -> dict[uuid.UUID, JobState]:
-        """The states of our jobs among those that ended last; looks further back while all it sees are ours."""
+        """The states of our jobs among those that ended since the last look, whoever else works there; see base.py.
+
+        One look at a time.
+        """
+        entries = self._since_last()
+        new = _behind(self._newest, list(entries))
+        now = time.monotonic()
+        recent = {prompt_id: at for prompt_id, at in self._seen.items() if now - at < _ASK_AGAIN_SECONDS}
+        seen = recent | dict.fromkeys(new, now)
         found: dict[uuid.UUID, JobState] = {}
-        seen: set[str] = set()
+        for job in ours(list(seen)) if seen else ():
+            entry = entries.get(_id(job))
+            state = self._history(job) if entry is None else self._state_of_entry(entry, job)
+            if state is not None:
+                found[job.job_key] = self._noted(state)
+        self._seen, self._ended_last = seen, len(new)
+        self._newest = new[-1] if new else self._newest
+        return found
+
+    def _since_last(self) -> Mapping[str, Any]:
+        """The history from a little before what was its newest entry at the last look; of a new process, all it may."""
         most = min(_MOST_ENTRIES, self._ended_last + _FIRST_LOOK_BACK)
         while True:
             entries = self._latest(most)
-            new = [prompt_id for prompt_id in entries if prompt_id not in seen]
-            jobs = ours(new) if new else []
-            found |= {job.job_key: self._noted(self._state_of_entry(entries[_id(job)], job)) for job in jobs}
-            if len(jobs) < len(new) or len(entries) < most or most >= _MOST_ENTRIES:
-                self._ended_last = len(found)
-                return found
-            seen.update(new)
+            if self._newest in entries or len(entries) < most or most >= _MOST_ENTRIES:
+                return entries
             most = min(_MOST_ENTRIES, most * _LOOK_BACK_FACTOR)
 
     def row(self, prompt_id: str) -> Running | None:
@@ -223,6 +241,11 @@ class Looks:
 def _id(job: Job) -> str:
     """An adopted job has an id that is not its key."""
     return job.provider_job_id or str(job.job_key)
+
+
+def _behind(newest: str | None, prompt_ids: list[str]) -> list[str]:
+    """Those that came after it; all when it is not among them. Pure."""
+    return prompt_ids[prompt_ids.index(newest) + 1 :] if newest in prompt_ids else prompt_ids
 
 
 def version_of(text: str) -> tuple[int, ...] | None:

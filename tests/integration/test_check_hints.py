@@ -9,7 +9,7 @@ import pytest
 
 from shared.domain.errors import ProviderAway
 from shared.domain.outcome import Done
-from shared.domain.task import Status
+from shared.domain.task import Accepted, Status
 from shared.providers.base import Succeeded
 from tests.factories import a_hint
 from tests.integration.check_lab import Lab, names
@@ -53,6 +53,29 @@ def test_a_hint_that_comes_while_another_is_followed_is_followed_after_it(lab: L
     (once_more,) = lab.check.handle([replace(a_hint("gpu-1"), body=outcome.then[1].body)])
     assert names(once_more) == ["order.completed"]
     assert lab.now(second).status is Status.COMPLETED
+
+
+def test_a_job_that_ended_before_its_row_could_say_so_is_looked_for_again(lab: Lab) -> None:
+    """One that was made before takes ComfyUI no time, and its end is announced once."""
+    row = lab.submitting()
+    lab.provider.finish(row, Succeeded(outputs=[{}]))
+
+    (early,) = lab.check.handle([a_hint("gpu-1")])
+    assert names(early) == ["check.comfyui"]
+    assert lab.now(row).status is Status.SUBMITTING
+
+    lab.tasks.record([(row, Accepted(str(row.job_key)))], due_in=60)
+    (again,) = lab.check.handle([replace(a_hint("gpu-1"), body=early.then[0].body)])
+    assert names(again) == ["order.completed"]
+    assert lab.now(row).status is Status.COMPLETED
+
+
+def test_a_job_whose_submitter_records_nothing_is_not_looked_for_over_and_over(lab: Lab) -> None:
+    row = lab.submitting()
+    lab.provider.finish(row, Succeeded(outputs=[{}]))
+    lab.age(row, changed_at=6)
+
+    assert lab.check.handle([a_hint("gpu-1")]) == [Done(then=[], follow_up_of=[])]
 
 
 def test_a_hint_of_a_server_that_does_not_answer_teaches_nothing(lab: Lab) -> None:

@@ -1,7 +1,8 @@
 """What became of a job: queue, history, restart, poison, and answers that are none."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import requests
 
 from shared.domain.errors import ProviderAway
 from shared.domain.task import Reason
+from shared.providers import comfyui_looks
 from shared.providers.base import Failed, Gone, Job, Running, Succeeded
 from tests.integration.comfyui_lab import Lab, a_job, running_lab
 from tests.waiting import eventually
@@ -56,24 +58,43 @@ def test_one_bulk_call_answers_for_all_that_have_ended(lab: Lab) -> None:
     assert lab.observed == [("poll", "ok")] * 2  # the queue, then the end of the history
 
 
-def test_what_ended_is_found_however_far_back_while_all_of_it_is_ours(lab: Lab) -> None:
-    jobs = {str(job.job_key): job for job in [a_job() for _ in range(20)]}
-    submitted(lab, *jobs.values())
-    lab.ended(*jobs.values())
+def test_all_that_ended_since_the_last_look_is_found_whoever_else_works_there(lab: Lab) -> None:
+    mine = {str(job.job_key): job for job in [a_job() for _ in range(20)]}
+    assert lab.adapter.ended(partial(_those_of, mine)) == {}  # nothing has
+    others = [a_job() for _ in range(12)]
+    submitted(lab, *list(mine.values())[:10], *others[:6], *list(mine.values())[10:], *others[6:])
+    lab.ended(*mine.values(), *others)
     lab.observed.clear()
 
-    states = lab.adapter.ended(lambda ids: [jobs[prompt_id] for prompt_id in ids if prompt_id in jobs])
+    states = lab.adapter.ended(partial(_those_of, mine))
 
-    assert states.keys() == {job.job_key for job in jobs.values()}
+    assert states.keys() == {job.job_key for job in mine.values()}
     assert all(isinstance(state, Succeeded) for state in states.values())
     assert lab.observed == [("poll", "ok")] * 2  # eight entries, then more
-
-
-def test_jobs_of_others_end_the_search_for_what_ended(lab: Lab) -> None:
     lab.observed.clear()
-
     assert lab.adapter.ended(lambda _: []) == {}
     assert lab.observed == [("poll", "ok")]
+
+
+def test_what_nobody_knew_when_it_ended_is_found_at_a_later_look(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comfyui_looks, "_ASK_AGAIN_SECONDS", 60.0)  # the others take their time here
+    early, later = a_job(), [a_job() for _ in range(20)]
+    submitted(lab, early)
+    lab.ended(early)
+    assert lab.adapter.ended(lambda _: []) == {}
+    submitted(lab, *later)
+    lab.ended(*later)
+
+    assert lab.adapter.ended(lambda _: []) == {}
+
+    states = lab.adapter.ended(partial(_those_of, {str(early.job_key): early}))
+
+    assert states.keys() == {early.job_key}
+    assert isinstance(states[early.job_key], Succeeded)
+
+
+def _those_of(jobs: Mapping[str, Job], prompt_ids: Sequence[str]) -> list[Job]:
+    return [jobs[prompt_id] for prompt_id in prompt_ids if prompt_id in jobs]
 
 
 def test_a_batch_gives_its_pictures_in_order_and_no_previews(lab: Lab) -> None:
