@@ -159,6 +159,8 @@ class Watch:
 
 def _queue_remaining(text: bytes) -> int | None:
     """The queue length in a `status` message; None for every other message, known or not."""
+    if b"queue_remaining" not in text:  # most are not worth reading
+        return None
     try:
         message = json.loads(text)
         if message.get("type") != "status":

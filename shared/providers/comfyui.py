@@ -39,6 +39,10 @@ from shared.providers.workflow import OUR_FOLDER, Workflows
 MAX_PICTURE_BYTES: Final = 64 * 2**20
 #: Names of pictures a server is known to hold. Losing one costs an upload of bytes it already has.
 _UPLOADS_REMEMBERED: Final = 1024
+#: Whom a server tells of each step and preview picture of our jobs: no socket has this id. Without one it tells all
+#: sockets, and the watcher needs no more than `status`, which all get anyway (ws_bystander.jsonl). Always a string: any
+#: other kind would end the server.
+_CLIENT_ID: Final = "darkroom"
 #: Statuses that a wrong address or a proxy in front gives: nothing was created, and no order is at fault.
 _NOT_COMFYUI: Final = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 407, 421})
 #: A proxy has waited as long as it would; the server may still carry out what it was sent.
@@ -83,12 +87,16 @@ class ComfyUI:
     def prepare(self, job: Job) -> Prepared:
         """Fetch, check and upload the input pictures and render the graph.
 
-        No client_id: every socket gets `status` without one, which is all the watcher needs; and one that is no string
-        would end the server. extra_data is an object, as anything else can break GET /api/jobs for everybody.
+        extra_data is an object, as anything else can break GET /api/jobs for everybody.
         """
         workflow = self._workflows.for_job(job)
         names = {name: self._upload(self._pictures.get(job.inputs[name])) for name in workflow.image_inputs}
-        body = {"prompt": self._workflows.render(job, names), "prompt_id": str(job.job_key), "extra_data": {}}
+        body = {
+            "prompt": self._workflows.render(job, names),
+            "prompt_id": str(job.job_key),
+            "client_id": _CLIENT_ID,
+            "extra_data": {},
+        }
         return Prepared(job=job, body=body, body_hash=hashlib.sha256(_canonical(body)).hexdigest())
 
     def _upload(self, picture: Picture) -> str:

@@ -145,7 +145,8 @@ def test_the_request_carries_no_origin_and_our_id(server: Server, adapter: Comfy
     body = json.loads(request.body)
     assert body["prompt_id"] == str(prepared.job.job_key)
     assert body["extra_data"] == {}
-    assert body.keys() == {"prompt", "prompt_id", "extra_data"}
+    assert body["client_id"] == "darkroom"
+    assert body.keys() == {"prompt", "prompt_id", "client_id", "extra_data"}
 
 
 def test_a_proxy_of_the_environment_is_not_used(
