@@ -117,11 +117,14 @@ class SideBySide:
 
 def _portions(looked: Sequence[Looked]) -> list[Sequence[Looked]]:
     """What one thread takes at a time: a row, or several of one provider whose pictures it can fetch together."""
+    able = {
+        id(provider) for provider in {id(p): p for _, p, _ in looked}.values() if isinstance(provider, FetchesTogether)
+    }
     together: dict[int, list[Looked]] = {}
     alone: list[Sequence[Looked]] = []
     for one in looked:
         _, provider, state = one
-        if len(looked) > _SIDE_BY_SIDE and isinstance(state, Succeeded) and isinstance(provider, FetchesTogether):
+        if len(looked) > _SIDE_BY_SIDE and isinstance(state, Succeeded) and id(provider) in able:
             together.setdefault(id(provider), []).append(one)
         else:
             alone.append([one])

@@ -350,7 +350,7 @@ class _Target:
 
 
 def _retry_after(head: Head) -> float | None:
-    return retry_after_seconds(head.headers.get("retry-after"), head.headers.get("date"), datetime.now(UTC))
+    return retry_after_seconds(head.header("retry-after"), head.header("date"), datetime.now(UTC))
 
 
 def _is_file(head: Head) -> bool:
@@ -359,7 +359,7 @@ def _is_file(head: Head) -> bool:
         return False
     if head.status != 200:
         raise BadAnswer(f"GET /view: HTTP {head.status}")
-    kind = head.headers.get("content-type", "")
+    kind = head.header("content-type") or ""
     if kind.startswith(_NO_FILE):
         raise BadAnswer(f"GET /view: {kind[:100]}, not a file of ComfyUI")
     return True

@@ -71,11 +71,12 @@ class Head:
         word = last.split(maxsplit=2)[1:2]
         return int(word[0]) if word and word[0].isdigit() else 0
 
-    @cached_property
-    def headers(self) -> Mapping[str, str]:
-        """Names in lower case; of several with one name the last."""
-        pairs = (line.decode("iso-8859-1").partition(":") for line in self._lines)
-        return {name.strip().lower(): value.strip() for name, colon, value in pairs if colon}
+    def header(self, name: str) -> str | None:
+        """Its value, of several the last; None: there is none. name -- in lower case"""
+        start = f"{name}:".encode()
+        found = (line for line in reversed(self._lines) if line[: len(start)].lower() == start)
+        line = next(found, None)
+        return None if line is None else line[len(start) :].decode("iso-8859-1").strip()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
