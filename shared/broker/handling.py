@@ -73,9 +73,11 @@ class Handling:
                 held = self._handle(batch)
             except Outage:
                 held = batch  # the worker is stopping, see _answers
+            if len(held) < len(batch):
+                pause = _HOLD_SECONDS[0]
             if held:
-                pause = min(2 * pause, _HOLD_SECONDS[1]) if len(held) == len(batch) else _HOLD_SECONDS[0]
                 self._stopping.wait(pause)
+                pause = min(2 * pause, _HOLD_SECONDS[1])
 
     def _take(self, most: int, *, wait: bool) -> list[InHand]:
         """What is there, up to `most`; waits only for the first, and not even for that when something is held."""

@@ -106,14 +106,11 @@ returning extract(epoch from now() - due.due_at)::float8 as late_by, {TASK}
     *TASK_COLUMNS,
 )
 
-#: A row is recorded some milliseconds after its POST was answered; a submitter that takes longer has died or waits.
-_RECORDED_WITHIN_SECONDS: Final = 5.0
 _AT_WORK: Final = prepared(
     f"""
 select {TASK} from tasks t
 where t.backend = :backend and (t.status = 'processing' and t.provider_job_id = any(:job_ids)
-    or t.status = 'submitting' and t.job_key::text = any(:job_ids)
-        and t.changed_at > now() - {_RECORDED_WITHIN_SECONDS} * interval '1 second')
+    or t.status = 'submitting' and t.job_key::text = any(:job_ids) and t.free_at > now())
 """,
     *TASK_COLUMNS,
 )
@@ -349,7 +346,7 @@ class Tasks:
     def at_work(self, backend: str, job_ids: Sequence[str]) -> list[Task]:
         """The rows of this backend that wait for one of these provider jobs.
 
-        A submitting one is about to: its job ended before it could be recorded. Only where the job's id is its key.
+        A submitting one is about to: its job ended before its owner could record it. Only where a job's id is its key.
         """
         values = {"backend": backend, "job_ids": list(job_ids)}
         return in_transaction(self._engine, lambda c: [task_of(row) for row in c.execute(_AT_WORK, values)])

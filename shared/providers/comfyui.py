@@ -39,9 +39,9 @@ from shared.providers.workflow import OUR_FOLDER, Workflows
 MAX_PICTURE_BYTES: Final = 64 * 2**20
 #: Names of pictures a server is known to hold. Losing one costs an upload of bytes it already has.
 _UPLOADS_REMEMBERED: Final = 1024
-#: Whom a server tells of each step and preview picture of our jobs: no socket has this id. Without one it tells all
-#: sockets, and the watcher needs no more than `status`, which all get anyway (ws_bystander.jsonl). Always a string: any
-#: other kind would end the server.
+#: Whom a server tells of each step of our jobs: no socket has this id. Without one it tells all of them
+#: (ws_no_client_id.jsonl), and the watcher needs no more than `status`, which all get anyway (ws_bystander.jsonl). A
+#: string always: any other kind would end the server.
 _CLIENT_ID: Final = "darkroom"
 #: Statuses that a wrong address or a proxy in front gives: nothing was created, and no order is at fault.
 _NOT_COMFYUI: Final = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 407, 421})

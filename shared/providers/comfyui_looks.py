@@ -24,7 +24,7 @@ from shared.providers.comfyui_answers import (
     state_of_finished,
     state_of_row,
 )
-from shared.providers.comfyui_http import BadAnswer, Server
+from shared.providers.comfyui_http import BadAnswer, NoAnswer, Server
 from shared.providers.workflow import Workflows
 
 #: History entries read after a hint at least, and how many times more when the last look's newest is not among them.
@@ -33,8 +33,8 @@ from shared.providers.workflow import Workflows
 _FIRST_LOOK_BACK: Final = 8
 _LOOK_BACK_FACTOR: Final = 8
 _MOST_ENTRIES: Final = 512
-#: What has ended is asked about again at the looks of the next seconds: its row may not be recorded yet, and whoever
-#: completes it may meet an outage.
+#: What has ended is asked about again at the looks of the next seconds and at one behind them: its row may not be
+#: recorded yet, and whoever completes it may meet an outage.
 _ASK_AGAIN_SECONDS: Final = 2.0
 #: So many questions for single jobs cost more than _MOST_ENTRIES.
 _CHEAPER_TOGETHER: Final = 32
@@ -85,31 +85,48 @@ class Looks:
     def ended(self, ours: Callable[[Sequence[str]], Sequence[Job]]) -> dict[uuid.UUID, JobState]:
         """The states of our jobs among those that ended since the last look, whoever else works there; see base.py.
 
-        One look at a time.
+        One look at a time. A look that fails is made up for by the next one.
         """
         entries = self._since_last()
         new = _behind(self._newest, list(entries))
         now = time.monotonic()
-        recent = {prompt_id: at for prompt_id, at in self._seen.items() if now - at < _ASK_AGAIN_SECONDS}
-        seen = recent | dict.fromkeys(new, now)
+        asked = self._seen | dict.fromkeys(new, now)
         found: dict[uuid.UUID, JobState] = {}
-        for job in ours(list(seen)) if seen else ():
+        singles = _CHEAPER_TOGETHER
+        for job in ours(list(asked)) if asked else ():
             entry = entries.get(_id(job))
-            state = self._history(job) if entry is None else self._state_of_entry(entry, job)
-            if state is not None:
+            if entry is not None:
+                found[job.job_key] = self._noted(self._state_of_entry(entry, job))
+            elif singles and (state := self._ended_before(job)) is not None:
                 found[job.job_key] = self._noted(state)
-        self._seen, self._ended_last = seen, len(new)
+                singles -= 1
+        self._seen = {prompt_id: at for prompt_id, at in asked.items() if now - at < _ASK_AGAIN_SECONDS}
+        self._ended_last = len(new) if self._newest in entries else len(found)
         self._newest = new[-1] if new else self._newest
         return found
 
     def _since_last(self) -> Mapping[str, Any]:
-        """The history from a little before what was its newest entry at the last look; of a new process, all it may."""
+        """The history from a little before what was its newest entry at the last look, as far as it can be read.
+
+        What a new process does not see of it comes due.
+        """
         most = min(_MOST_ENTRIES, self._ended_last + _FIRST_LOOK_BACK)
-        while True:
-            entries = self._latest(most)
-            if self._newest in entries or len(entries) < most or most >= _MOST_ENTRIES:
+        furthest = _MOST_ENTRIES if self._newest is not None else _LOOK_BACK_FACTOR * _FIRST_LOOK_BACK
+        entries = self._latest(most)
+        while self._newest not in entries and len(entries) >= most and most < furthest:
+            most = min(furthest, most * _LOOK_BACK_FACTOR)
+            try:
+                entries = self._latest(most)
+            except NoAnswer:  # people's entries may hold hundreds of kilobytes each
                 return entries
-            most = min(_MOST_ENTRIES, most * _LOOK_BACK_FACTOR)
+        return entries
+
+    def _ended_before(self, job: Job) -> JobState | None:
+        """Of one that ended before what was read now."""
+        try:
+            return self._history(job)
+        except BadAnswer:
+            return Running(unknown=True)  # its neighbours must not wait for it
 
     def row(self, prompt_id: str) -> Running | None:
         """Whether it waits or runs right now; None when it does neither."""

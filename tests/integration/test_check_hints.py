@@ -70,10 +70,10 @@ def test_a_job_that_ended_before_its_row_could_say_so_is_looked_for_again(lab: L
     assert lab.now(row).status is Status.COMPLETED
 
 
-def test_a_job_whose_submitter_records_nothing_is_not_looked_for_over_and_over(lab: Lab) -> None:
+def test_a_job_of_a_row_that_nobody_owns_is_left_to_whoever_takes_it_over(lab: Lab) -> None:
     row = lab.submitting()
     lab.provider.finish(row, Succeeded(outputs=[{}]))
-    lab.age(row, changed_at=6)
+    lab.age(row, free_at=1)
 
     assert lab.check.handle([a_hint("gpu-1")]) == [Done(then=[], follow_up_of=[])]
 

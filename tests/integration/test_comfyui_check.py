@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import requests
 
-from shared.domain.errors import ProviderAway
+from shared.domain.errors import DatabaseAway, ProviderAway
 from shared.domain.task import Reason
 from shared.providers import comfyui_looks
 from shared.providers.base import Failed, Gone, Job, Running, Succeeded
@@ -84,13 +84,58 @@ def test_what_nobody_knew_when_it_ended_is_found_at_a_later_look(lab: Lab, monke
     assert lab.adapter.ended(lambda _: []) == {}
     submitted(lab, *later)
     lab.ended(*later)
-
-    assert lab.adapter.ended(lambda _: []) == {}
+    for _ in range(2):  # the second reads only what is left to be read
+        assert lab.adapter.ended(lambda _: []) == {}
+    lab.observed.clear()
 
     states = lab.adapter.ended(partial(_those_of, {str(early.job_key): early}))
 
     assert states.keys() == {early.job_key}
     assert isinstance(states[early.job_key], Succeeded)
+    assert lab.observed == [("poll", "ok")] * 2  # it stands behind eight entries, and is read alone
+
+
+def test_what_ended_is_asked_about_once_more_however_late_the_next_look(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comfyui_looks, "_ASK_AGAIN_SECONDS", 1e-6)
+    job = a_job()
+    submitted(lab, job)
+    lab.ended(job)
+    asked: list[Sequence[str]] = []
+
+    for _ in range(3):
+        lab.adapter.ended(lambda ids: asked.append(ids) or [])
+
+    assert [str(job.job_key) in ids for ids in asked] == [True, True]
+
+
+def test_a_look_that_fails_leaves_what_ended_to_the_next_one(lab: Lab) -> None:
+    job = a_job()
+    submitted(lab, job)
+    lab.ended(job)
+
+    def away(_: Sequence[str]) -> list[Job]:
+        raise DatabaseAway("gone")
+
+    with pytest.raises(DatabaseAway):
+        lab.adapter.ended(away)
+
+    assert lab.adapter.ended(partial(_those_of, {str(job.job_key): job})).keys() == {job.job_key}
+
+
+def test_a_server_that_forgot_its_history_is_read_from_the_start(lab: Lab) -> None:
+    before, after = a_job(), a_job()
+    submitted(lab, before)
+    lab.ended(before)
+    lab.adapter.ended(lambda _: [])
+    lab.restart()
+    submitted(lab, after)
+    lab.ended(after)
+
+    states = lab.adapter.ended(partial(_those_of, {str(job.job_key): job for job in (before, after)}))
+
+    assert states.keys() == {after.job_key}
 
 
 def _those_of(jobs: Mapping[str, Job], prompt_ids: Sequence[str]) -> list[Job]:

@@ -297,13 +297,13 @@ def test_rows_that_wait_for_a_job_are_found_by_its_id_while_they_wait(rows: Rows
     assert rows.tasks.at_work("nobody", [*jobs, other.provider_job_id or ""]) == []
 
 
-def test_rows_whose_job_is_not_recorded_yet_are_found_by_its_id_for_a_while(rows: Rows) -> None:
-    fresh, stuck = rows.submitting(), rows.submitting()
-    rows.age(stuck, changed_at=6)
+def test_rows_whose_job_is_not_recorded_yet_are_found_by_its_id_while_they_are_owned(rows: Rows) -> None:
+    owned, left = rows.submitting(), rows.submitting()
+    rows.age(left, free_at=1)
 
-    found = rows.tasks.at_work(fresh.backend or "", [str(fresh.job_key), str(stuck.job_key)])
+    found = rows.tasks.at_work(owned.backend or "", [str(owned.job_key), str(left.job_key)])
 
-    assert [task.id for task in found] == [fresh.id]
+    assert [task.id for task in found] == [owned.id]
 
 
 def test_of_two_changes_of_one_row_in_a_batch_the_first_counts(rows: Rows) -> None:
