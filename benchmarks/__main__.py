@@ -1,9 +1,9 @@
-"""`make bench`: what darkroom costs and how quick it is, beside the naive way of doing the same. About two minutes.
+"""`make bench`: what darkroom costs and how quick it is, beside the naive way of doing the same. About four minutes.
 
 Private servers on free loopback ports, simulated ComfyUI servers, everything on this machine. The table goes to the
-terminal, all numbers to .local/bench.json. Rates depend on what else the machine does; CPU times and the ratio hold.
+terminal, all numbers to .local/bench.json; docs/speed.md says how to read them, and what a run depends on.
 
-    python -m benchmarks [--only waits,naive,throughput,slow_commits,overhead,gpu,many,letters,plans] [--orders 3000]
+    python -m benchmarks [--only waits,naive,throughput,slow_commits,overhead,gpu,many,letters,plans] [--orders 5000]
 """
 
 import argparse
@@ -167,7 +167,7 @@ def _at(results: Mapping[str, Any], path: str) -> float | None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default=",".join(_PARTS), help="parts, separated by commas")
-    parser.add_argument("--orders", type=int, default=3000, help="orders whose throughput is measured")
+    parser.add_argument("--orders", type=int, default=5000, help="orders whose throughput is measured")
     return parser
 
 
