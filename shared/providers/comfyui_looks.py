@@ -33,9 +33,9 @@ from shared.providers.workflow import Workflows
 _FIRST_LOOK_BACK: Final = 8
 _LOOK_BACK_FACTOR: Final = 8
 _MOST_ENTRIES: Final = 512
-#: What has ended is asked about again at the looks of the next seconds and at one behind them: its row may not be
+#: What has ended is asked about again at the looks of the next second and at one behind them: its row may not be
 #: recorded yet, and whoever completes it may meet an outage.
-_ASK_AGAIN_SECONDS: Final = 2.0
+_ASK_AGAIN_SECONDS: Final = 1.0
 #: So many questions for single jobs cost more than _MOST_ENTRIES.
 _CHEAPER_TOGETHER: Final = 32
 #: The first version whose POST /interrupt heeds `prompt_id`; older ones kill whatever runs.

@@ -286,7 +286,8 @@ def _forget_unsent(descriptor: int, _: int) -> int:
 
     An orderly close leaves it to the kernel, which may send it minutes later, when the network is back.
     """
-    with socket.socket(fileno=os.dup(descriptor)) as same:
+    # Whatever family it is of, it is not asked for that: seven system calls.
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, os.dup(descriptor)) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return pycurl.SOCKOPT_OK
 
