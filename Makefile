@@ -46,7 +46,7 @@ soak: setup ## 10,000 overlapping transactions, then orders under random faults 
 compose-test: .venv/.installed ## run docker-compose.yml under a name of its own, and kill parts of it; needs Docker
 	@$(PYTHON) -m pytest tests/compose
 
-bench: setup ## measure speed, CPU time and latency beside a naive system; about four minutes
+bench: setup ## measure speed, CPU time and latency beside a naive system; about five minutes
 	@$(PYTHON) -m benchmarks
 
 docs: .venv/.installed ## write docs/messages and docs/metrics.md from the code, and the examples into docs/upstream.md
