@@ -128,8 +128,6 @@ def main() -> int:
             results[name] = measured[name]()
     finally:
         stack.down(wipe=True)
-    for name in {"speed", "slow_commits"} & results.keys():
-        results[name] |= {"least": min(results[name]["ratios"]), "most": max(results[name]["ratios"])}
     if "gpu" in results:
         results["gpu"]["idle_percent"] = 100 * results["gpu"]["idle_share"]
     results["machine"] = {"cores": os.cpu_count(), "python": platform.python_version(), "system": platform.platform()}

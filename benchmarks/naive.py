@@ -41,6 +41,7 @@ def declare(amqp_url: str) -> None:
     channel = connection.channel()
     for queue in (ORDERS, CHECKS):
         channel.queue_declare(queue, durable=True, arguments=_QUEUE)
+        channel.queue_purge(queue)  # of what the workers of an earlier round had done and not acked
     channel.exchange_declare(EVENTS, "topic", durable=True)
     connection.close()
 

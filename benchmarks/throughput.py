@@ -35,9 +35,9 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Both in turn, several times, since a shared machine is a third quicker in one minute than in the next.
 
-    What is told of each is that of the round whose ratio stands in the middle; `ratios` has all of them, in order.
+    What is told of each is that of the round whose ratio stands in the middle; `rounds` has all of them.
 
-    memory_after    -- orders in all after which the memory of darkroom's workers is read; 0: it is not
+    memory_after    -- orders in all after which the memory of darkroom's workers is read; 0: after those measured
     commit_delay_ms -- every commit made slower by so much: what the ratio is on a slower disk
     """
     rounds = []
@@ -47,7 +47,7 @@ def measure_speed(
         if commit_delay_ms:
             for whose in ("naive", "darkroom"):
                 delay_commits(stack, f"{name}-{whose}", commit_delay_ms)
-        naively = _naive(stack, urls[0], folder / f"{name}-naive", orders // 3)
+        naively = _naive(stack, urls[0], folder / f"{name}-naive", max(50, orders // 3))
         ours = _darkroom(stack, urls[1], folder / f"{name}-darkroom", orders, memory_after if number == 1 else 0)
         ratio = ours["orders_per_second"] / naively["orders_per_second"]
         rounds.append({"ratio": ratio, "naive": naively, "throughput": ours, "commit_ms": commit_ms(urls[0])})
@@ -55,7 +55,14 @@ def measure_speed(
     middle = sorted(rounds, key=itemgetter("ratio"))[_ROUNDS // 2]
     memory = {name: rounds[0]["throughput"][name] for name in ("memory_megabytes", "memory_after_orders")}
     others = max(each[whose]["busy_cores_of_others"] for each in rounds for whose in ("naive", "throughput"))
-    return {**middle, "ratios": ratios, "memory": memory, "busy_cores_of_others": others}
+    return {
+        **middle,
+        "least": min(ratios),
+        "most": max(ratios),
+        "memory": memory,
+        "busy_cores_of_others": others,
+        "rounds": rounds,
+    }
 
 
 def _darkroom(stack: Stack, database_url: str, folder: Path, orders: int, memory_after: int) -> dict[str, Any]:

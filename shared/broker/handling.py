@@ -73,7 +73,7 @@ class Handling:
                 held = self._handle(batch)
             except Outage:
                 held = batch  # the worker is stopping, see _answers
-            if len(held) < len(batch):
+            if not held or len(held) < len(batch):
                 pause = _HOLD_SECONDS[0]
             if held:
                 self._stopping.wait(pause)

@@ -29,7 +29,7 @@ from shared.providers.workflow import Workflows
 
 #: History entries read after a hint at least, and how many times more when the last look's newest is not among them.
 #: One holds its whole graph, 4 kB to some 10 kB, and costs 11 us to read and decode; so a busy server is asked at once
-#: for as many as ended before the last look, and for as many as the least beyond it.
+#: for as many as were new to the last look, and for as many as the least beyond it.
 _FIRST_LOOK_BACK: Final = 8
 _LOOK_BACK_FACTOR: Final = 8
 _MOST_ENTRIES: Final = 512
@@ -85,21 +85,24 @@ class Looks:
     def ended(self, ours: Callable[[Sequence[str]], Sequence[Job]]) -> dict[uuid.UUID, JobState]:
         """The states of our jobs among those that ended since the last look, whoever else works there; see base.py.
 
-        One look at a time. A look that fails is made up for by the next one.
+        One look at a time. What a look that raises would have found, the next one finds.
         """
         entries = self._since_last()
         new = _behind(self._newest, list(entries))
         now = time.monotonic()
-        asked = self._seen | dict.fromkeys(new, now)
+        asked = dict.fromkeys(new, now) | self._seen
         found: dict[uuid.UUID, JobState] = {}
         singles = _CHEAPER_TOGETHER
         for job in ours(list(asked)) if asked else ():
             entry = entries.get(_id(job))
+            state: JobState | None = None
             if entry is not None:
-                found[job.job_key] = self._noted(self._state_of_entry(entry, job))
-            elif singles and (state := self._ended_before(job)) is not None:
-                found[job.job_key] = self._noted(state)
+                state = self._state_of_entry(entry, job)
+            elif singles:
                 singles -= 1
+                state = self._ended_before(job)
+            if state is not None:
+                found[job.job_key] = self._noted(state)
         self._seen = {prompt_id: at for prompt_id, at in asked.items() if now - at < _ASK_AGAIN_SECONDS}
         self._ended_last = len(new) if self._newest in entries else len(found)
         self._newest = new[-1] if new else self._newest
@@ -111,6 +114,7 @@ class Looks:
         What a new process does not see of it comes due.
         """
         most = min(_MOST_ENTRIES, self._ended_last + _FIRST_LOOK_BACK)
+        self._ended_last = 0  # a read that fails is followed by a small one
         furthest = _MOST_ENTRIES if self._newest is not None else _LOOK_BACK_FACTOR * _FIRST_LOOK_BACK
         entries = self._latest(most)
         while self._newest not in entries and len(entries) >= most and most < furthest:

@@ -286,7 +286,7 @@ def _forget_unsent(descriptor: int, _: int) -> int:
 
     An orderly close leaves it to the kernel, which may send it minutes later, when the network is back.
     """
-    # Whatever family it is of, it is not asked for that: seven system calls.
+    # Of what family it is does not matter here, and Python would ask the system three times.
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, os.dup(descriptor)) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return pycurl.SOCKOPT_OK
