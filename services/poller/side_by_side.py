@@ -117,18 +117,18 @@ class SideBySide:
 
 def _portions(looked: Sequence[Looked]) -> list[Sequence[Looked]]:
     """What one thread takes at a time: a row, or several of one provider whose pictures it can fetch together."""
-    able = {
-        id(provider) for provider in {id(p): p for _, p, _ in looked}.values() if isinstance(provider, FetchesTogether)
-    }
-    together: dict[int, list[Looked]] = {}
-    alone: list[Sequence[Looked]] = []
+    ended: dict[int, list[Looked]] = {}
+    portions: list[Sequence[Looked]] = []
     for one in looked:
         _, provider, state = one
-        if len(looked) > _SIDE_BY_SIDE and isinstance(state, Succeeded) and id(provider) in able:
-            together.setdefault(id(provider), []).append(one)
+        if len(looked) > _SIDE_BY_SIDE and isinstance(state, Succeeded):
+            ended.setdefault(id(provider), []).append(one)
         else:
-            alone.append([one])
-    return alone + [some[at : at + _AT_A_TIME] for some in together.values() for at in range(0, len(some), _AT_A_TIME)]
+            portions.append([one])
+    for some in ended.values():
+        at_a_time = _AT_A_TIME if isinstance(some[0][1], FetchesTogether) else 1
+        portions += [some[at : at + at_a_time] for at in range(0, len(some), at_a_time)]
+    return portions
 
 
 def _with_pictures(portion: Sequence[Looked]) -> Iterator[list[tuple[Looked, Fetch]]]:
