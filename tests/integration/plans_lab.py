@@ -12,9 +12,9 @@ from shared.database.plan_steps import PlanSteps
 from shared.database.plans import Pace, Plan, Plans, PlanState
 from shared.database.replays import Replays
 from shared.domain.errors import BrokerAway
-from shared.domain.messages import Delivery, Message
+from shared.domain.messages import Delivery, Message, dead_letter_headers
 from shared.domain.task import Reason, Stage, Status, Task
-from tests.integration.rows_lab import POOL, Lab, letter_about
+from tests.integration.rows_lab import POOL, Lab, a_delivery, letter_about
 
 HOUR = 3600.0
 #: As fast as a step allows, all at once, whatever fails.
@@ -113,3 +113,9 @@ class PlansLab(Lab):
     def replayed(self) -> list[int]:
         """Letters that went round, each as often as it did."""
         return [row.dead_letter_id for row in self.sql("select dead_letter_id from replays order by dead_letter_id")]
+
+
+def a_loose_order(reason: Reason = Reason.INVALID_MESSAGE, message_id: str = "m-1") -> Delivery:
+    """A letter without a row."""
+    headers = dead_letter_headers(reason=reason, stage=Stage.ORDERS, detail="d")
+    return a_delivery(body=b'{"idempotency_key": "k"}', headers=headers, message_id=message_id)
